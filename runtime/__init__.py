@@ -1,0 +1,1 @@
+"""Run Qwen2-VL: see a picture, read a prompt, reply."""

@@ -1,0 +1,90 @@
+"""Every error that qvl raises on purpose.
+
+    QvlError                     root; carries a message and a hint
+    ├─ InputError                what the caller passed cannot be used
+    │  ├─ ImageError             a picture that cannot be read, or is out of bounds
+    │  ├─ VideoError             a video that cannot be read, or is out of bounds
+    │  ├─ PromptError            messages that do not form a prompt
+    │  └─ ContextFullError       a prompt that does not fit the context
+    ├─ FormatError               a file whose content is damaged or not what it should be
+    │  ├─ GGUFError              a GGUF file
+    │  └─ CheckpointError        a Hugging Face checkpoint
+    ├─ OutputError               a result that cannot be written (exists, full disk, locked)
+    ├─ DownloadError             a file that could not be fetched
+    ├─ BackendError              llama.cpp or ggml refused (device, memory, decode)
+    └─ Cancelled                 stopped on request, between two steps of work
+"""
+
+from __future__ import annotations
+
+
+class QvlError(Exception):
+    """An error with a message that says what is wrong and a hint that says what to do.
+
+    Args:
+        message: what was found and what was expected, naming the file.
+        hint: what the user can do about it, or None.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(QvlError, ValueError):
+    """What the caller passed cannot be used."""
+
+
+class ImageError(InputError):
+    """A picture that cannot be read, or whose size is out of bounds."""
+
+
+class VideoError(InputError):
+    """A video that cannot be read, or whose size is out of bounds."""
+
+
+class PromptError(InputError):
+    """Messages that do not form a prompt."""
+
+
+class ContextFullError(InputError):
+    """A prompt that does not fit the context.
+
+    Args:
+        n_tokens: KV cells the prompt needs.
+        n_ctx: KV cells the context has.
+    """
+
+    def __init__(self, message: str, *, n_tokens: int, n_ctx: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
+
+
+class FormatError(QvlError):
+    """A file whose content is damaged or not what it should be."""
+
+
+class GGUFError(FormatError):
+    """A GGUF file that is damaged, or of another kind than expected."""
+
+
+class CheckpointError(FormatError):
+    """A Hugging Face checkpoint that is damaged, incomplete, or of another architecture."""
+
+
+class OutputError(QvlError):
+    """A result that cannot be written: it exists, is locked, or the disk is full."""
+
+
+class DownloadError(QvlError):
+    """A file that could not be fetched."""
+
+
+class BackendError(QvlError):
+    """llama.cpp or ggml refused: no such device, out of memory, a failed decode."""
+
+
+class Cancelled(QvlError):
+    """Stopped on request, between two steps of work."""

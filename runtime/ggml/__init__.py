@@ -1,0 +1,1 @@
+"""ggml through ctypes: the library, graphs, GGUF files, weights."""

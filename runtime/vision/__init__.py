@@ -1,0 +1,1 @@
+"""From an image or a video to embeddings."""
