@@ -1,0 +1,62 @@
+# `make demo` and `make test` are all a newcomer needs; both set up .venv on their first run.
+VENV ?= .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+READY := $(VENV)/.ready-dev
+READY_PARITY := $(VENV)/.ready-parity
+READY_TRAIN := $(VENV)/.ready-train
+SOURCES := convert runtime cli models
+# The strict editable install links file by file: a file added or removed asks for a new install.
+PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test parity lint format package nano bench clean
+
+help:  ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt .ci/setup $(PACKAGE_FILES)
+	.ci/setup $(VENV) dev
+	@touch $@
+
+$(READY_PARITY): $(READY)
+	.ci/setup $(VENV) parity
+	@touch $@
+
+$(READY_TRAIN): $(READY)
+	.ci/setup $(VENV) train
+	@touch $@
+
+setup: $(READY)  ## install qvl and its tools into .venv
+
+demo: $(READY)  ## convert the small model, then chat about and caption sample pictures
+	$(PYTHON_IN_VENV) -m qvl.cli.demo
+
+test: $(READY)  ## run the tests that need no torch
+	$(PYTHON_IN_VENV) -m pytest -m "not parity"
+
+parity: $(READY_PARITY)  ## run the tests against transformers
+	$(PYTHON_IN_VENV) -m pytest -m parity
+
+lint: $(READY)  ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p qvl
+
+format: $(READY)  ## apply ruff's fixes and layout
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+package: $(READY)  ## build the wheel and check what is in it
+	rm -rf dist
+	$(PYTHON_IN_VENV) -m pip wheel --quiet --no-deps -w dist .
+	$(PYTHON_IN_VENV) .ci/check_wheel.py dist/qvl-*.whl
+
+nano: $(READY_TRAIN)  ## train the embedded model again, from nothing (hours)
+	$(PYTHON_IN_VENV) models/nano/train/train.py
+
+bench: $(READY)  ## measure against the peers and write benchmarks/README.md
+	$(PYTHON_IN_VENV) benchmarks/vision.py
+
+clean:  ## remove what building and testing left
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +
