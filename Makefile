@@ -4,7 +4,7 @@ PYTHON_IN_VENV := $(VENV)/bin/python
 READY := $(VENV)/.ready-dev
 READY_PARITY := $(VENV)/.ready-parity
 READY_TRAIN := $(VENV)/.ready-train
-SOURCES := convert runtime cli models
+SOURCES := runtime convert models cli
 # The strict editable install links file by file: a file added or removed asks for a new install.
 PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
 
@@ -39,8 +39,7 @@ parity: $(READY_PARITY)  ## run the tests against transformers
 
 lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p qvl
+	$(VENV)/bin/mypy $(addprefix -p qvl.,$(SOURCES))
 
 format: $(READY)  ## apply ruff's fixes and layout
 	$(VENV)/bin/ruff check --fix .
