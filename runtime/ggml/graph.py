@@ -1,0 +1,304 @@
+"""Building and running a ggml graph, so that the code of a model reads like the paper.
+
+Shapes here are ggml's `ne`: the axis that lies contiguous in memory comes first. A matrix product is
+written `w @ x` with w [n_in, n_out] and x [n_in, n], giving [n_out, n] (`ggml_mul_mat`).
+
+ggml aborts the process on shapes that do not fit; every operation here checks its operands first and
+raises ValueError instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.errors import BackendError, Cancelled
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import Device, cpu_device
+
+ROPE_TYPE_VISION: Final = 24
+PREC_F32: Final = 10
+_NUMPY: Final[dict[ggml.Type, Any]] = {ggml.Type.F32: np.float32, ggml.Type.F16: np.float16, ggml.Type.I32: np.int32}
+
+
+class Tensor:
+    """A node of a graph, or a weight: a `ggml_tensor *` and the graph whose context new nodes go to."""
+
+    __slots__ = ("graph", "pointer", "shape", "type")
+
+    def __init__(self, graph: Graph, pointer: int) -> None:
+        struct = ggml.tensor(pointer)
+        self.graph = graph
+        self.pointer = pointer
+        self.shape: tuple[int, int, int, int] = tuple(struct.ne)  # type: ignore[assignment]
+        self.type = ggml.Type(struct.type)
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        """Bytes from one element to the next along each axis."""
+        return tuple(ggml.tensor(self.pointer).nb)  # type: ignore[return-value]
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        _check(self.shape[0] == x.shape[0], "matmul", self, x)
+        _check(x.shape[2] % self.shape[2] == 0 and x.shape[3] % self.shape[3] == 0, "matmul", self, x)
+        return self.graph.op("ggml_mul_mat", self, x)
+
+    def __add__(self, other: Tensor) -> Tensor:
+        _check(all(a % b == 0 for a, b in zip(self.shape, other.shape, strict=True)), "add", self, other)
+        return self.graph.op("ggml_add", self, other)
+
+    def __mul__(self, other: Tensor) -> Tensor:
+        _check(all(a % b == 0 for a, b in zip(self.shape, other.shape, strict=True)), "mul", self, other)
+        return self.graph.op("ggml_mul", self, other)
+
+    def norm(self, eps: float) -> Tensor:
+        """Zero mean and unit variance along the first axis."""
+        return self.graph.op("ggml_norm", self, eps)
+
+    def gelu(self) -> Tensor:
+        """x Φ(x), exact; in place."""
+        return self.graph.op("ggml_gelu_erf_inplace", self)
+
+    def silu(self) -> Tensor:
+        """x σ(x); in place."""
+        return self.graph.op("ggml_silu_inplace", self)
+
+    def cont(self) -> Tensor:
+        """A contiguous copy."""
+        return self.graph.op("ggml_cont", self)
+
+    def cast(self, kind: ggml.Type) -> Tensor:
+        """A contiguous copy of another type."""
+        return self if kind is self.type else self.graph.op("ggml_cast", self, int(kind))
+
+    def pad(self, n: int) -> Tensor:
+        """n zeros more along the first axis."""
+        return self.graph.op("ggml_pad", self, n, 0, 0, 0) if n else self
+
+    def concat(self, other: Tensor, axis: int) -> Tensor:
+        same = all(a == b for i, (a, b) in enumerate(zip(self.shape, other.shape, strict=True)) if i != axis)
+        _check(same and self.type is other.type, "concat", self, other)
+        return self.graph.op("ggml_concat", self, other, axis)
+
+    def reshape(self, *shape: int) -> Tensor:
+        ne = _four(shape)
+        _check(math.prod(ne) == math.prod(self.shape), f"reshape to {ne}", self)
+        return self.graph.op("ggml_reshape_4d", self, *ne)
+
+    def permute(self, *axes: int) -> Tensor:
+        """Axis i becomes axis axes[i], without a copy (ggml's convention, the inverse of numpy's)."""
+        _check(sorted(axes) == [0, 1, 2, 3], f"permute {axes}", self)
+        return self.graph.op("ggml_permute", self, *axes)
+
+    def view(self, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> Tensor:
+        """A window on the data: shape in elements, strides (of axes 1 to 3) and offset in bytes."""
+        ne = _four(shape)
+        steps = [*strides, *[strides[-1]] * (3 - len(strides))]
+        return self.graph.op("ggml_view_4d", self, *ne, *steps, offset)
+
+    def softmax(self, scale: float) -> Tensor:
+        """softmax(scale · x) along the first axis."""
+        return self.graph.op("ggml_soft_max_ext", self, None, scale, 0.0)
+
+    def rope_vision(self, positions: Tensor, sections: Sequence[int], base: float = 10000.0) -> Tensor:
+        """2D rotary positions (Qwen2-VL, section 2.1; `ggml_rope_multi`, mode vision).
+
+        self is [head_dim, n_head, n]; positions int32 [4 n]: n heights, n widths, 2 n zeros.
+        """
+        _check(positions.shape[0] == 4 * self.shape[2], "rope_vision", self, positions)
+        array = (ctypes.c_int * 4)(*sections)
+        n_dims = self.shape[0] // 2
+        return self.graph.op(
+            "ggml_rope_multi", self, positions, None, n_dims, ctypes.addressof(array),
+            ROPE_TYPE_VISION, 32768, base, 1.0, 0.0, 1.0, 32.0, 1.0,
+        )  # fmt: skip
+
+    def flash_attention(self, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """softmax(scale · q kᵀ) v over [head_dim, n, n_head, batch], giving [head_dim, n_head, n, batch]."""
+        _check(self.shape[0] == k.shape[0] and k.shape == v.shape and k.type is v.type, "flash_attention", self, k, v)
+        out = self.graph.op("ggml_flash_attn_ext", self, k, v, None, scale, 0.0, 0.0)
+        ggml.lib().ggml_flash_attn_ext_set_prec(out.pointer, PREC_F32)
+        return out
+
+
+class Graph:
+    """A ggml graph: nodes without data until `Runner.run` places them.
+
+    Args:
+        max_nodes: room for this many nodes, weights and views included.
+    """
+
+    def __init__(self, max_nodes: int) -> None:
+        lib = ggml.lib()
+        self.max_nodes = max_nodes
+        size = lib.ggml_tensor_overhead() * (max_nodes + 8) + lib.ggml_graph_overhead_custom(max_nodes, False)
+        self.context: int | None = lib.ggml_init(ggml.InitParams(size, None, True))
+        if not self.context:
+            raise BackendError(f"ggml cannot reserve {size} bytes for a graph", hint="free some memory")
+        self.pointer = lib.ggml_new_graph_custom(self.context, max_nodes, False)
+        self._n_nodes = 0
+
+    def op(self, name: str, *args: Any) -> Tensor:
+        """The node made by the ggml function of that name; tensors are passed by their pointers."""
+        self._n_nodes += 1
+        if self._n_nodes > self.max_nodes:
+            raise BackendError(f"the graph has more than {self.max_nodes} nodes", hint="encode fewer pictures at once")
+        values = [a.pointer if isinstance(a, Tensor) else a for a in args]
+        return Tensor(self, getattr(ggml.lib(), name)(self.context, *values))
+
+    def input(self, kind: ggml.Type, *shape: int) -> Tensor:
+        """A tensor to be filled before each run."""
+        array = (ctypes.c_int64 * 4)(*_four(shape))
+        tensor = self.op("ggml_new_tensor", int(kind), 4, ctypes.addressof(array))
+        ggml.lib().ggml_set_input(tensor.pointer)
+        return tensor
+
+    def weight(self, pointer: int) -> Tensor:
+        """A tensor that lives in another context, with data of its own."""
+        return Tensor(self, pointer)
+
+    def name(self, tensor: Tensor, name: str) -> Tensor:
+        """Name a node, so that a watcher can tell it."""
+        ggml.lib().ggml_set_name(tensor.pointer, name.encode())
+        return tensor
+
+    def output(self, tensor: Tensor) -> Tensor:
+        """Mark the result, and add all it depends on to the graph."""
+        ggml.lib().ggml_set_output(tensor.pointer)
+        ggml.lib().ggml_build_forward_expand(self.pointer, tensor.pointer)
+        return tensor
+
+    def close(self) -> None:
+        if self.context:
+            ggml.lib().ggml_free(self.context)
+            self.context = None
+
+
+class Runner:
+    """Runs graphs on a device, the CPU helping out with what the device lacks.
+
+    Args:
+        device: where weights live and nodes run.
+        threads: CPU threads.
+        max_nodes: the size of the largest graph.
+    """
+
+    def __init__(self, device: Device, threads: int, max_nodes: int) -> None:
+        lib = ggml.lib()
+        self.device = device
+        chain = [device] if device.is_cpu else [device, cpu_device()]
+        self._backends = [lib.ggml_backend_dev_init(d.handle, None) for d in chain]
+        if not all(self._backends):
+            raise BackendError(f"device {device.name} cannot be started", hint="use --device cpu")
+        for backend, each in zip(self._backends, chain, strict=True):
+            if each.is_cpu:
+                _set_threads(backend, each, threads)
+        n = len(self._backends)
+        array = (ctypes.c_void_p * n)(*self._backends)
+        bufts = (ctypes.c_void_p * n)(*[lib.ggml_backend_dev_buffer_type(d.handle) for d in chain])
+        self._sched: int | None = lib.ggml_backend_sched_new(
+            ctypes.addressof(array), ctypes.addressof(bufts), n, max_nodes, False, True
+        )
+        self._watcher: Any = None
+        self._ready: Graph | None = None
+
+    def prepare(self, graph: Graph) -> None:
+        """Place a graph's nodes in memory; it stays placed until another graph is.
+
+        Raises:
+            BackendError: not enough memory.
+        """
+        if self._ready is graph:
+            return
+        lib = ggml.lib()
+        lib.ggml_backend_sched_reset(self._sched)
+        self._ready = None
+        if not lib.ggml_backend_sched_alloc_graph(self._sched, graph.pointer):
+            raise BackendError(
+                f"device {self.device.name} has too little memory for this picture", hint="lower --max-pixels"
+            )
+        self._ready = graph
+
+    def run(self, graph: Graph, watch: Callable[[str], bool] | None = None) -> None:
+        """Compute a prepared graph.
+
+        Args:
+            watch: called with the name of every named node as it is done; False stops the run.
+
+        Raises:
+            Cancelled: watch asked for it.
+            BackendError: the device failed.
+        """
+        lib = ggml.lib()
+        stopped = False
+
+        def on_node(pointer: int, ask: bool, _: int) -> bool:
+            nonlocal stopped
+            name = ggml.tensor(pointer).name
+            watched = name.startswith(b"@")
+            if ask:
+                return watched
+            if watched and watch is not None and not watch(name[1:].decode()):
+                stopped = True
+                return False
+            return True
+
+        self._watcher = ggml.EvalCallback(on_node) if watch is not None else None
+        address = ctypes.cast(self._watcher, ctypes.c_void_p) if self._watcher else None
+        lib.ggml_backend_sched_set_eval_callback(self._sched, address, None)
+        status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
+        if stopped:
+            raise Cancelled("the encoding was stopped")
+        if status != ggml.Status.SUCCESS:
+            raise BackendError(f"device {self.device.name} failed: {ggml.Status(status).name.lower()}")
+
+    def buffer_bytes(self) -> int:
+        """Bytes that the placed graph's nodes take."""
+        lib = ggml.lib()
+        return sum(lib.ggml_backend_sched_get_buffer_size(self._sched, b) for b in self._backends)
+
+    def close(self) -> None:
+        lib = ggml.lib()
+        if self._sched:
+            lib.ggml_backend_sched_free(self._sched)
+            self._sched = None
+            for backend in self._backends:
+                lib.ggml_backend_free(backend)
+
+
+def set_data(tensor: Tensor, data: NDArray[Any]) -> None:
+    """Fill a placed tensor from a contiguous array of its type and size."""
+    array = np.ascontiguousarray(data, dtype=_NUMPY[tensor.type])
+    _check(array.size == math.prod(tensor.shape), f"set from {array.shape}", tensor)
+    ggml.lib().ggml_backend_tensor_set(tensor.pointer, array.ctypes.data, 0, array.nbytes)
+
+
+def get_data(tensor: Tensor) -> NDArray[np.float32]:
+    """A float32 tensor's data, rows first: [ne1, ne0] for a matrix."""
+    _check(tensor.type is ggml.Type.F32, "get", tensor)
+    out = np.empty(tuple(reversed(tensor.shape)), np.float32)
+    ggml.lib().ggml_backend_tensor_get(tensor.pointer, out.ctypes.data, 0, out.nbytes)
+    return out.reshape(out.shape[-2:]) if out.ndim == 4 and out.shape[:2] == (1, 1) else out
+
+
+def _set_threads(backend: int, device: Device, threads: int) -> None:
+    lib = ggml.lib()
+    reg = lib.ggml_backend_dev_backend_reg(device.handle)
+    address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_set_n_threads")
+    if address:
+        # void ggml_backend_set_n_threads(ggml_backend_t backend, int n_threads)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(backend, threads)
+
+
+def _four(shape: Sequence[int]) -> tuple[int, ...]:
+    return (*shape, *([1] * (4 - len(shape))))
+
+
+def _check(ok: bool, what: str, *tensors: Tensor) -> None:
+    if not ok:
+        raise ValueError(f"{what}: {' and '.join(f'{t.type.name}{list(t.shape)}' for t in tensors)} do not fit")

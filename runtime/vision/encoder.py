@@ -1,0 +1,193 @@
+"""From an mmproj GGUF to an encoder: pictures in, embeddings out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import Device, default_threads, find_device
+from qvl.runtime.ggml.gguf import read_gguf
+from qvl.runtime.ggml.graph import Graph, Runner, get_data, set_data
+from qvl.runtime.vision import qwen2_vl, tensors
+from qvl.runtime.vision.attention import FlashAttention, TiledAttention
+from qvl.runtime.vision.image import ImageSource, open_image
+from qvl.runtime.vision.preprocess import Patches, Preprocessor
+from qvl.runtime.vision.qwen2_vl import Encoding, Grid, VisionConfig
+
+PACK_PATCHES: Final = 4096
+Progress = Callable[[float], bool | None]
+
+
+@dataclass(frozen=True)
+class VisionEmbedding:
+    """What the decoder reads in place of a picture or a video.
+
+    Attributes:
+        embeddings: float32 [n_tokens, n_embd], in reading order of the merged grid.
+        grid_thw: temporal patches, rows and columns of patches, before merging.
+    """
+
+    embeddings: NDArray[np.float32]
+    grid_thw: Grid
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.embeddings.shape[0])
+
+    @property
+    def merged(self) -> Grid:
+        """The grid (t, h, w) of tokens."""
+        t, h, w = self.grid_thw
+        return t, h // 2, w // 2
+
+
+class VisionEncoder:
+    """The vision tower of an mmproj file, on a device. Use it as a context manager, or `close` it.
+
+    Args:
+        path: the mmproj GGUF.
+        device: a name for `find_device`.
+        threads: CPU threads; by default the physical cores.
+        min_pixels, max_pixels: in place of the file's own bounds on a resized picture.
+
+    Raises:
+        GGUFError: the file is damaged or not an mmproj of Qwen2-VL.
+        BackendError: the device has too little memory.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        file = read_gguf(path)
+        self.path = file.path
+        self.config = tensors.read_config(file)
+        self.preprocessor = Preprocessor.from_metadata(file.metadata).with_pixels(min_pixels, max_pixels)
+        self.device = find_device(device)
+        self._weights = tensors.load(file, self.config, self.device)
+        self._runner = Runner(self.device, threads or default_threads(), max_nodes=1 << 16)
+        self._attend = _attention(self.device, self.config)
+        self._last: tuple[tuple[Grid, ...], Encoding] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def n_embd(self) -> int:
+        """Width of an embedding."""
+        return self.config.n_out
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weights.n_bytes
+
+    def encode(self, images: Sequence[ImageSource], progress: Progress | None = None) -> list[VisionEmbedding]:
+        """Embeddings of pictures, packed into as few runs as their sizes allow.
+
+        Args:
+            images: paths, bytes, PIL images or uint8 arrays [h, w, 3].
+            progress: called with the fraction done, after every layer; returning False stops.
+
+        Raises:
+            ImageError: a picture cannot be read or is out of bounds.
+            Cancelled: progress asked to stop.
+        """
+        return self.encode_patches([self.preprocessor.image(open_image(image)) for image in images], progress)
+
+    def encode_patches(self, inputs: Sequence[Patches], progress: Progress | None = None) -> list[VisionEmbedding]:
+        """Embeddings of preprocessed pictures and videos; see `encode`."""
+        results: list[VisionEmbedding] = []
+        total, done = sum(_n_patches(p.grid_thw) for p in inputs) or 1, 0
+        with self._lock:
+            for pack in _packs(inputs):
+                size = sum(_n_patches(p.grid_thw) for p in pack)
+                watch = _watcher(progress, done / total, size / total, self.config.n_layer)
+                results += self._run(pack, watch)
+                done += size
+        return results
+
+    def _run(self, pack: Sequence[Patches], watch: Callable[[str], bool] | None) -> list[VisionEmbedding]:
+        grids = tuple(p.grid_thw for p in pack)
+        encoding = self._encoding(grids)
+        set_data(encoding.pixels, np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values)
+        set_data(encoding.positions, qwen2_vl.positions(grids))
+        self._runner.run(encoding.graph, watch)
+        rows = get_data(encoding.output)
+        ends = np.cumsum([_n_patches(grid) // self.config.merge_size**2 for grid in grids])
+        parts = np.split(rows, ends[:-1])
+        return [VisionEmbedding(part, grid) for part, grid in zip(parts, grids, strict=True)]
+
+    def _encoding(self, grids: tuple[Grid, ...]) -> Encoding:
+        if self._last is None or self._last[0] != grids:
+            encoding = qwen2_vl.build(self.config, self._weights, grids, self._attend)
+            self._forget()
+            self._last = (grids, encoding)
+        self._runner.prepare(self._last[1].graph)
+        return self._last[1]
+
+    def _forget(self) -> None:
+        if self._last is not None:
+            self._last[1].graph.close()
+            self._last = None
+
+    def close(self) -> None:
+        """Free the weights and buffers."""
+        with self._lock:
+            self._runner.close()
+            self._forget()
+            self._weights.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _n_patches(grid: Grid) -> int:
+    return grid[0] * grid[1] * grid[2]
+
+
+def _packs(inputs: Sequence[Patches]) -> Iterator[list[Patches]]:
+    """Neighbours together while they hold at most PACK_PATCHES patches."""
+    pack: list[Patches] = []
+    size = 0
+    for patches in inputs:
+        n = _n_patches(patches.grid_thw)
+        if pack and size + n > PACK_PATCHES:
+            yield pack
+            pack, size = [], 0
+        pack.append(patches)
+        size += n
+    if pack:
+        yield pack
+
+
+def _watcher(progress: Progress | None, start: float, share: float, n_layer: int) -> Callable[[str], bool] | None:
+    if progress is None:
+        return None
+    return lambda layer: progress(start + share * int(layer) / n_layer) is not False
+
+
+def _attention(device: Device, config: VisionConfig) -> Any:
+    """Flash attention where the device has it for this head, otherwise tiles."""
+    kind = ggml.Type.F32 if device.is_cpu else ggml.Type.F16
+    graph = Graph(max_nodes=64)
+    try:
+        q, k, v = (graph.input(ggml.Type.F32, config.head_dim, 32, config.n_head) for _ in range(3))
+        node = q.flash_attention(k.cast(kind), v.cast(kind), 1.0)
+        has = ggml.lib().ggml_backend_dev_supports_op(device.handle, node.pointer)
+    finally:
+        graph.close()
+    return FlashAttention(kind) if has else TiledAttention()
