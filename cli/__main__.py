@@ -1,0 +1,5 @@
+"""`python -m qvl.cli` is `qvl`."""
+
+from qvl.cli.main import main
+
+main()

@@ -1,0 +1,159 @@
+"""Paths as people give them: typed, quoted, escaped, or dropped onto the terminal.
+
+>>> split_paths("'my photo.jpg' b\\\\ c.png file:///tmp/d%20e.webp")
+['my photo.jpg', 'b c.png', '/tmp/d e.webp']
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from qvl.runtime.errors import ImageError, InputError, VideoError
+
+Kind = Literal["image", "video"]
+
+IMAGE_SUFFIXES: Final = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dib", "gif", "heic", "heif", "ico", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("pbm", "pcx", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
+    )
+)
+VIDEO_SUFFIXES: Final = frozenset(
+    f".{name}" for name in ("avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ogv", "ts", "webm", "wmv")
+)
+
+# One argument: a quoted string, or a run in which a backslash keeps the next character.
+_ARGUMENT: Final = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|((?:\\.|[^\s\\])+)""")
+# Where in a message a path may begin: at a quote, a slash, ~, a dot and slash, or file://
+_ROOTED: Final = re.compile(r"""(?<!\S)(?=['"]?(?:file://|~?/|\.{1,2}/))""")
+_BARE_WORD: Final = re.compile(r"""(?<!\S)['"]?[^\s'"]+\.[A-Za-z0-9]{2,4}\b['"]?""")
+_CLOSING: Final = ".,;:!?)]}»”"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A picture or a video that goes into the next message."""
+
+    path: Path
+    kind: Kind
+
+    def part(self) -> dict[str, Any]:
+        """The message part, in the shape of OpenAI and HF: {"type": "image", "image": path}."""
+        return {"type": self.kind, self.kind: str(self.path)}
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a path is by its name: a video, a picture, or neither."""
+    suffix = path.suffix.lower()
+    return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None
+
+
+def split_paths(text: str) -> list[str]:
+    """The arguments of `/image`, as a shell would split them; file:// and ~ are resolved."""
+    return [clean_path(match[0]) for match in _ARGUMENT.finditer(text)]
+
+
+def clean_path(text: str) -> str:
+    """One path without its quotes, backslashes, `file://` and `~`."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        quote, text = text[0], text[1:-1]
+        if quote == '"':
+            text = re.sub(r'\\(["\\$`])', r"\1", text)
+    elif os.sep != "\\":
+        text = re.sub(r"\\(.)", r"\1", text)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def attach(paths: list[str], kind: Kind) -> list[Attachment]:
+    """Attachments of paths that must exist.
+
+    Raises:
+        InputError: nothing given. ImageError, VideoError: no such file, or a folder where none can be.
+    """
+    if not paths:
+        raise InputError(f"no {kind} given", hint=f"/{kind} PATH; quotes are needed only around spaces")
+    return [_existing(Path(path), kind) for path in paths]
+
+
+def _existing(path: Path, kind: Kind) -> Attachment:
+    error = ImageError if kind == "image" else VideoError
+    if not path.exists():
+        hint = None if path.is_absolute() else f"it was looked for in {Path.cwd()}"
+        raise error(f"{path}: no such file", hint=hint)
+    if path.is_dir() and kind == "image":
+        raise error(f"{path}: a folder, not a picture", hint="a folder of frames is a video: /video FOLDER")
+    return Attachment(path.resolve(), kind)
+
+
+def extract(message: str) -> tuple[str, list[Attachment]]:
+    """Take the pictures and videos out of a message that mentions them by path.
+
+    A path counts if it names an existing file with the suffix of a picture or a video. The rest of the
+    message is returned with the paths cut out; ordinary words are never touched.
+    """
+    found: list[Attachment] = []
+    spans: list[tuple[int, int]] = []
+    for start, end, path in _mentions(message):
+        kind = kind_of(path)
+        if kind and not any(a <= start < b for a, b in spans):
+            found.append(Attachment(path.resolve(), kind))
+            spans.append((start, end))
+    if not found:
+        return message, []
+    kept, last = [], 0
+    for start, end in sorted(spans):
+        kept.append(message[last:start])
+        last = end
+    kept.append(message[last:])
+    rest = re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip()
+    order = sorted(range(len(found)), key=lambda i: spans[i])
+    return rest, [found[i] for i in order]
+
+
+def _mentions(message: str) -> Iterator[tuple[int, int, Path]]:
+    """(start, end, path) of every existing file that the message names, longest reading first."""
+    for match in _ROOTED.finditer(message):
+        if hit := _longest_file(message, match.start()):
+            yield match.start(), *hit
+    for match in _BARE_WORD.finditer(message):
+        path = Path(clean_path(match[0]))
+        if kind_of(path) and _is_file(path):
+            yield match.start(), match.end(), path
+
+
+def _longest_file(message: str, start: int) -> tuple[int, Path] | None:
+    """The longest stretch from start that is an existing file: paths are pasted with bare spaces too."""
+    line_end = message.find("\n", start)
+    line = message[start : line_end if line_end >= 0 else len(message)]
+    quoted = _ARGUMENT.match(line) if line[0] in "'\"" else None
+    stops = [quoted.end()] if quoted else [m.start() for m in re.finditer(r"\s|$", line)]
+    for stop in reversed(stops):
+        piece = line[:stop]
+        for candidate in dict.fromkeys((piece, piece.rstrip(_CLOSING))):
+            path = Path(clean_path(candidate))
+            if _is_file(path):
+                return start + len(candidate), path
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null byte: no file
+        return False
+
+
+def looks_like_path(line: str) -> bool:
+    """Whether a line that begins with "/" begins with a path rather than with a command."""
+    word = line.split(maxsplit=1)[0]
+    return "/" in word[1:] or kind_of(Path(word)) is not None or Path(clean_path(word)).exists()

@@ -1,0 +1,98 @@
+"""`qvl`: the commands, and what happens to the errors that reach the top.
+
+Command modules import nothing heavy before they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from qvl.cli import caption, chat, convert, inspect, models
+from qvl.cli.output import Output
+from qvl.runtime.errors import Cancelled, QvlError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="qvl",
+    help="Qwen2-VL on a laptop: convert it, talk to pictures, caption folders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("chat")(chat.chat)
+app.command("caption")(caption.caption)
+app.command("convert")(convert.convert)
+app.command("inspect")(inspect.inspect)
+app.command("models")(models.models)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        Output().line(f"qvl {version('qvl')}, llama-cpp-python {version('llama-cpp-python')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    out = Output()
+    try:
+        code = app(args=args, prog_name="qvl", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort, Cancelled):
+        out.note("interrupted")
+        return INTERRUPTED
+    except typer.TyperException as e:
+        return _usage_error(out, e)
+    except QvlError as e:
+        out.error(e)
+        return FAILED
+    except BrokenPipeError:
+        # The reader left (`qvl … | head`): that is no error, but nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as e:
+        hint = "check the path, its permissions and the free space"
+        out.error(f"{e.filename or 'input or output'}: {e.strerror or e}", hint)
+        return FAILED
+    except Exception as e:
+        out.error(f"unexpected {type(e).__name__}: {e}", "QVL_DEBUG=1 shows where")
+        return FAILED
+
+
+def _usage_error(out: Output, error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    if not message:  # a bare `qvl`: the help was the answer
+        return USAGE
+    out.error(message, f"{context.command_path if context else 'qvl'} --help lists what there is")
+    return USAGE
+
+
+def main() -> None:
+    """The entry point of the `qvl` program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Flags that several commands share, spelled as llama.cpp's and mlx's users know them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _in(panel: str) -> Callable[..., Any]:
+    """typer.Option under a heading of the help."""
+    return partial(typer.Option, rich_help_panel=panel)
+
+
+_model, _sampling, _output = _in("Model"), _in("Sampling"), _in("Output")
+
+Model = Annotated[
+    str | None,
+    _model(
+        "-m",
+        "--model",
+        metavar="FILE|DIR",
+        help="A text GGUF, or a folder with it and its mmproj. Default: the embedded model.",
+    ),
+]
+Mmproj = Annotated[
+    Path | None, _model("--mmproj", metavar="FILE", help="The vision GGUF, if not beside the text file.")
+]
+Device = Annotated[
+    str, _model("--device", metavar="NAME", help="auto, cpu, or a device of ggml (CUDA0, Metal).")
+]
+GpuLayers = Annotated[
+    int | None, _model("-ngl", "--n-gpu-layers", metavar="N", help="Layers on the device. Default: all.")
+]
+CtxSize = Annotated[int, _model("-c", "--ctx-size", metavar="N", min=64, help="Tokens the context holds.")]
+Threads = Annotated[
+    int | None, _model("-t", "--threads", metavar="N", min=1, help="Default: one for each core.")
+]
+MinPixels = Annotated[
+    int | None, _model("--min-pixels", metavar="N", min=1, help="Enlarge smaller pictures to this area.")
+]
+MaxPixels = Annotated[
+    int | None, _model("--max-pixels", metavar="N", min=1, help="Shrink larger pictures to this area.")
+]
+
+MaxTokens = Annotated[int, _sampling("-n", "--max-tokens", metavar="N", min=1, help="Stop after so many.")]
+Temperature = Annotated[
+    float | None, _sampling("--temp", metavar="X", min=0.0, help="0 is greedy. Default: the model's own.")
+]
+TopK = Annotated[int | None, _sampling("--top-k", metavar="N", min=0, help="Sample from the N likeliest.")]
+TopP = Annotated[
+    float | None,
+    _sampling("--top-p", metavar="X", min=0.0, max=1.0, help="From the likeliest that make up X."),
+]
+MinP = Annotated[
+    float | None,
+    _sampling("--min-p", metavar="X", min=0.0, max=1.0, help="From those over X of the likeliest."),
+]
+RepeatPenalty = Annotated[
+    float | None, _sampling("--repeat-penalty", metavar="X", min=0.01, help="Over 1 discourages repetition.")
+]
+Seed = Annotated[int | None, _sampling("--seed", metavar="N", min=0, help="The same seed, the same text.")]
+
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
+Json = Annotated[bool, _output("--json", help="Print JSON.")]
+Quiet = Annotated[bool, _output("-q", "--quiet", help="Only warnings and errors on stderr.")]
+Verbose = Annotated[bool, _output("-v", "--verbose", help="Timings, and llama.cpp's log, on stderr.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What `load` is called with; None leaves its default."""
+
+    path: str | None = None
+    mmproj: Path | None = None
+    device: str = "auto"
+    n_gpu_layers: int | None = None
+    n_ctx: int = 8192
+    threads: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def kwargs(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "path"}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What `generate` is called with; None leaves the model's own default."""
+
+    max_tokens: int = 1024
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    seed: int | None = None
+
+    def kwargs(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}

@@ -1,0 +1,127 @@
+"""Paths as terminals paste them, and messages that mention pictures."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qvl.cli.attachments import attach, extract, looks_like_path, split_paths
+from qvl.runtime.errors import ImageError, InputError
+
+NAMES = ["photo.jpg", "my photo.png", "it's.webp", "a (1).jpeg", "naïve ü.avif", "x.y.z.gif", "tab\tin.png"]
+
+
+@pytest.fixture(params=NAMES)
+def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "some folder" / request.param
+    path.parent.mkdir()
+    path.write_bytes(b"\x89PNG")
+    return path
+
+
+def as_dropped(path: Path) -> dict[str, str]:
+    """What terminals write when a file is dropped: VTE and kitty quote, macOS escapes, others use a URI."""
+    escaped = "".join(f"\\{c}" if c in " '()\"\t" else c for c in str(path))
+    return {"quoted": shlex.quote(str(path)), "escaped": escaped, "uri": path.as_uri()}
+
+
+@pytest.mark.parametrize("style", ["quoted", "escaped", "uri"])
+def test_a_dropped_path_is_one_argument(picture: Path, style: str) -> None:
+    text = as_dropped(picture)[style]
+    if "'" in str(picture) and style == "quoted":
+        text = f'"{picture}"'  # shlex writes '"'"', which no terminal does
+    assert split_paths(f"{text} other.png") == [str(picture), "other.png"]
+
+
+@pytest.mark.parametrize("style", ["escaped", "uri"])
+def test_a_message_that_mentions_a_picture_attaches_it(picture: Path, style: str) -> None:
+    text, found = extract(f"what is in {as_dropped(picture)[style]} ?")
+    assert [a.path for a in found] == [picture.resolve()]
+    assert text == "what is in ?"
+
+
+def test_a_path_with_bare_spaces_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "my holiday photo.png"
+    path.touch()
+    assert extract(f"{path} what is this?") == ("what is this?", attach([str(path)], "image"))
+
+
+def test_a_mention_may_end_with_punctuation(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.touch()
+    text, found = extract(f"compare it with {path}, please.")
+    assert [a.path for a in found] == [path]
+    assert text == "compare it with , please."
+
+
+def test_pictures_keep_the_order_of_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.png", "clip.mp4"):
+        (tmp_path / name).touch()
+    text, found = extract(f"b.png {tmp_path / 'clip.mp4'} ./a.png which differ?")
+    kinds = {"b.png": "image", "clip.mp4": "video", "a.png": "image"}
+    assert [(a.path.name, a.kind) for a in found] == list(kinds.items())
+    assert text == "which differ?"
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.png").touch()
+    assert split_paths("~/a.png") == [str(tmp_path / "a.png")]
+    assert extract("~/a.png")[1] == attach([str(tmp_path / "a.png")], "image")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "is /etc/passwd a picture?",
+        "either/or, and/or",
+        "what does no-such-file.png show?",
+        "1/2 + 3/4",
+        "'quoted' \"words\"",
+    ],
+)
+def test_words_are_left_alone(message: str) -> None:
+    assert extract(message) == (message, [])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(message=st.text(max_size=200))
+def test_no_message_is_changed_or_refused_without_a_picture(message: str) -> None:
+    assert extract(message) == (message, [])
+
+
+@given(
+    names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0'"), min_size=1), max_size=5)
+)
+def test_quoting_as_a_shell_does_brings_back_the_names(names: list[str]) -> None:
+    # Between single quotes everything stands for itself, but ~ and file:// keep their meaning.
+    plain = [name for name in names if not name.startswith(("~", "file://"))]
+    assert split_paths(" ".join(f"'{name}'" for name in plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("line", "is_path"),
+    [
+        ("/help", False),
+        ("/image a.png", False),
+        ("/tmp/a.png what?", True),
+        ("/photo.jpg", True),
+        ("/nonsense", False),
+    ],
+)
+def test_a_path_is_told_from_a_command(line: str, is_path: bool) -> None:
+    assert looks_like_path(line) == is_path
+
+
+def test_what_cannot_be_attached_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        attach([str(tmp_path / "none.png")], "image")
+    with pytest.raises(ImageError, match="a folder"):
+        attach([str(tmp_path)], "image")
+    with pytest.raises(InputError, match="no video given"):
+        attach([], "video")

@@ -1,0 +1,117 @@
+"""The rules of the house that a machine can hold: who imports whom, and what an import may cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("runtime", "convert", "models", "cli")
+MAX_LINES = 400
+
+# What a package may import of qvl; a prefix allows all below it.
+ALLOWED = {
+    "runtime": ("qvl.runtime", "qvl.models"),
+    "convert": ("qvl.convert", "qvl.runtime.errors", "qvl.runtime.ggml"),
+    "models": ("qvl.models", "qvl.runtime.errors"),
+    "cli": ("qvl",),
+}
+
+
+def sources(package: str) -> list[Path]:
+    # What makes the embedded model is a program of its own, outside the wheel.
+    return [p for p in sorted((ROOT / package).rglob("*.py")) if "nano" not in p.relative_to(ROOT).parts]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            base = node.module or ""
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    assert sources(package)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sources(package)
+        for line, name in imports(path)
+        if name.split(".")[0] in ("qvl", *PACKAGES)
+        and not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[package])
+    ]
+    assert not wrong, f"{package} must not import:\n" + "\n".join(wrong)
+
+
+def test_the_runtime_needs_no_torch() -> None:
+    heavy = {"torch", "transformers", "torchvision", "ray"}
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for package in ("runtime", "convert", "models")
+        for path in sources(package)
+        for line, name in imports(path)
+        if name.split(".")[0] in heavy
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for package in PACKAGES for path in sources(package)}
+    assert folders <= set(setuptools["package-dir"].values())
+    assert set(setuptools["packages"]) == set(setuptools["package-dir"])
+
+
+def test_a_file_is_one_concept() -> None:
+    long = {
+        str(path.relative_to(ROOT)): n
+        for folder in (*PACKAGES, "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if (n := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+    assert not long, f"longer than {MAX_LINES} lines: {long}"
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_runtime_is_light() -> None:
+    loaded = imported_by("import qvl.runtime")
+    assert not loaded & {"cv2", "huggingface_hub", "torch", "transformers", "llama_cpp", "rich", "typer"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    loaded = imported_by("from qvl.cli.main import run; run(['chat', '--help'])")
+    assert not loaded & {"numpy", "cv2", "PIL", "gguf", "llama_cpp", "huggingface_hub"}
+
+
+def fastest(arguments: list[str], runs: int = 7) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(runs))
+
+
+def test_help_answers_at_once() -> None:
+    extra = fastest(["-m", "qvl.cli", "--help"]) - fastest(["-c", "pass"])
+    assert extra < 0.2, f"qvl --help takes {extra:.2f} s more than a bare interpreter"
