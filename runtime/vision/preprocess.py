@@ -1,0 +1,266 @@
+"""From RGB to the rows that the image encoder takes: `pixel_values` and `grid_thw`.
+
+The steps are those of transformers' `Qwen2VLImageProcessorPil`, and so are the numbers: `smart_resize`,
+Pillow's own bicubic with antialias, rescale by 1/255 and normalize, cut into patches. The picture stays in
+bytes until it lies in patch order; one pass then makes the floats and writes each where it belongs.
+
+Qwen2-VL, section 2.1, "Naive Dynamic Resolution": a picture keeps its aspect ratio, each side a multiple of
+28 pixels, which become one token each 28x28.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qvl.runtime.errors import GGUFError, ImageError, InputError
+from qvl.runtime.vision.image import MAX_ASPECT_RATIO
+
+Picture: TypeAlias = Image.Image | NDArray[np.uint8]
+"""A decoded picture: a PIL image of mode RGB, or uint8 [h, w, 3]."""
+
+# preprocessor_config.json of Qwen/Qwen2-VL-2B and its siblings
+MIN_PIXELS = 4 * 28 * 28
+MAX_PIXELS = 16384 * 28 * 28
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    *,
+    factor: int = 28,
+    min_pixels: int = MIN_PIXELS,
+    max_pixels: float = MAX_PIXELS,
+) -> tuple[int, int]:
+    """The size nearest to a picture's own whose sides are multiples of `factor` and whose area is in bounds.
+
+    Equal to transformers' function of this name (`image_processing_pil_qwen2_vl.py`) wherever that
+    returns, Python's rounding of halves to even included. The bounds may be missed where both cannot be
+    kept: by a picture so narrow that a side would be under `factor`, or with bounds close together.
+
+    Args:
+        height, width: the picture's size in pixels.
+        factor: patch_size times merge_size, in pixels.
+        min_pixels, max_pixels: bounds of the area, in pixels; qwen-vl-utils passes fractions for videos.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        ImageError: the aspect ratio is over 200, or a side is zero.
+    """
+    if min(height, width) < 1:
+        raise ImageError(f"a picture of {width}x{height} pixels, expected at least 1x1")
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_ASPECT_RATIO:
+        raise ImageError(
+            f"absolute aspect ratio must be smaller than {MAX_ASPECT_RATIO}, got {ratio}",
+            hint="crop the picture",
+        )
+    h = round(height / factor) * factor
+    w = round(width / factor) * factor
+    if h * w > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        h = max(factor, math.floor(height / shrink / factor) * factor)
+        w = max(factor, math.floor(width / shrink / factor) * factor)
+    elif h * w < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        h = math.ceil(height * grow / factor) * factor
+        w = math.ceil(width * grow / factor) * factor
+    return h, w
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What the image encoder takes.
+
+    Attributes:
+        pixel_values: float32 [t*h*w, 3 * temporal_patch_size * patch_size²], the patches in merge order
+            (each 2x2 group contiguous), within a patch channel, time, row, column. The frames of a
+            picture's temporal patch are equal.
+        grid_thw: (t, h, w), the grid in patches, before merging.
+    """
+
+    pixel_values: NDArray[np.float32]
+    grid_thw: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Cuts pictures and frames into normalized patches.
+
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        merge_size: patches a token spans in each direction.
+        temporal_patch_size: frames a patch spans.
+        min_pixels, max_pixels: bounds of a picture's area after resizing, in pixels.
+        mean, std: of each channel, for samples in [0, 1].
+    """
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Preprocessor:
+        """Read the parameters from the metadata of an mmproj GGUF.
+
+        Keys that are absent have the values that Qwen publishes: llama.cpp's converter writes neither the
+        bounds nor the temporal patch size for Qwen2-VL.
+
+        Raises:
+            GGUFError: a value is of the wrong type or out of range.
+        """
+        bounded = {  # field: key, least, most
+            "patch_size": ("clip.vision.patch_size", 1, 256),
+            "merge_size": ("clip.vision.spatial_merge_size", 1, 16),
+            "temporal_patch_size": ("qvl.vision.temporal_patch_size", 1, 16),
+            "min_pixels": ("clip.vision.image_min_pixels", 1, 1 << 31),
+            "max_pixels": ("clip.vision.image_max_pixels", 1, 1 << 31),
+        }
+        fields: dict[str, Any] = {}
+        for field, (key, least, most) in bounded.items():
+            value = metadata.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise GGUFError(f"{key} is {value!r}, expected a whole number from {least} to {most}")
+            fields[field] = value
+        for field, key in (("mean", "clip.vision.image_mean"), ("std", "clip.vision.image_std")):
+            if (value := metadata.get(key)) is not None:
+                fields[field] = _channels(key, value, positive=field == "std")
+        preprocessor = cls(**fields)
+        if preprocessor.min_pixels > preprocessor.max_pixels:
+            raise GGUFError(
+                f"clip.vision.image_min_pixels is {preprocessor.min_pixels}, "
+                f"over image_max_pixels, {preprocessor.max_pixels}"
+            )
+        return preprocessor
+
+    def with_pixels(self, min_pixels: int | None = None, max_pixels: int | None = None) -> Preprocessor:
+        """The same with other bounds; None keeps a bound, moved only where it would cross the other.
+
+        Raises:
+            InputError: a bound under one token's area, or the lower over the upper.
+        """
+        token = self.factor**2
+        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if value is not None and value < token:
+                raise InputError(f"{name} is {value}, expected at least {token}, the area of one token")
+        if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+            raise InputError(f"min_pixels is {min_pixels}, over max_pixels, {max_pixels}")
+        low = self.min_pixels if min_pixels is None else min_pixels
+        high = self.max_pixels if max_pixels is None else max_pixels
+        if min_pixels is None:
+            low = min(low, high)
+        return replace(self, min_pixels=low, max_pixels=max(low, high))
+
+    @property
+    def factor(self) -> int:
+        """Side of the square that becomes one token, in pixels."""
+        return self.patch_size * self.merge_size
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) in pixels to which a picture of this size is resized; see `smart_resize`."""
+        return smart_resize(
+            height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+        )
+
+    def n_tokens(self, height: int, width: int) -> int:
+        """Tokens that a picture of this size, in pixels, takes in the prompt."""
+        h, w = self.size(height, width)
+        return (h // self.factor) * (w // self.factor)
+
+    def resize(self, picture: Picture, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Resize to (height, width) in pixels, by default to `self.size` of it: uint8 [h, w, 3].
+
+        These pixels are all that the embeddings depend on, so they are what a cache should be keyed by.
+        """
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        height, width = self.size(picture.height, picture.width) if size is None else size
+        if picture.size == (width, height):
+            return np.asarray(picture)
+        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+    def image(self, picture: Picture) -> Patches:
+        """Patches of one picture; its temporal patch is the picture repeated.
+
+        Raises:
+            ImageError: see `smart_resize`.
+        """
+        return self.patchify(self.resize(picture)[None])
+
+    def video(self, frames: Iterable[Picture]) -> Patches:
+        """Patches of a video's frames, all of one size, resized as one; the last is repeated to fill.
+
+        Frames are resized as they arrive, so an iterator keeps memory to the resized frames.
+
+        Raises:
+            ImageError: no frames, frames of different sizes, or see `smart_resize`.
+        """
+        resized: list[NDArray[np.uint8]] = []
+        first: tuple[int, int] | None = None
+        for frame in frames:
+            shape = frame.shape[:2] if isinstance(frame, np.ndarray) else (frame.height, frame.width)
+            if first is not None and shape != first:
+                raise ImageError(
+                    f"frame {len(resized)} is {shape[1]}x{shape[0]}, the first {first[1]}x{first[0]}"
+                )
+            first = (shape[0], shape[1])
+            resized.append(self.resize(frame))
+        if not resized:
+            raise ImageError("a video without frames")
+        return self.patchify(resized)
+
+    def patchify(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Patches:
+        """Normalize resized frames and cut them into patches.
+
+        Args:
+            frames: uint8 [n, h, w, 3], or n of [h, w, 3]; h and w multiples of `factor`. The last frame is
+                repeated until n is a multiple of `temporal_patch_size`.
+        """
+        height, width, _ = frames[0].shape
+        p, m, tp = self.patch_size, self.merge_size, self.temporal_patch_size
+        t, h, w = -(-len(frames) // tp), height // p, width // p
+        out = np.empty((t, h // m, w * m, 3, tp, p * p), np.float32)
+        mean = np.array(self.mean, np.float32)[:, None]
+        std = np.array(self.std, np.float32)[:, None]
+        values = np.empty((w * m, 3, p * p), np.float32)
+        for i, frame in enumerate(frames):
+            slots = slice(i % tp, tp if i == len(frames) - 1 else i % tp + 1)
+            # A band is the m*p rows of pixels in one row of tokens; in merge order [w/m, m, m, 3, p, p].
+            # One band at a time stays in the cache between the steps.
+            bands = frame.reshape(h // m, m, p, w // m, m, p, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+            for row, band in enumerate(bands):
+                # Dividing in single precision rounds as transformers' product in double does, for all
+                # 256 samples; so the result is equal to the last bit.
+                np.divide(band.reshape(values.shape), np.float32(255), out=values)
+                np.subtract(values, mean, out=values)
+                np.divide(values, std, out=values)
+                for slot in range(tp)[slots]:
+                    out[i // tp, row, :, :, slot] = values
+        return Patches(out.reshape(t * h * w, 3 * tp * p * p), (t, h, w))
+
+
+def _channels(key: str, value: Any, *, positive: bool) -> tuple[float, float, float]:
+    """Check a metadata value that should be one finite number a channel."""
+    try:
+        r, g, b = (float(x) for x in value)
+    except (TypeError, ValueError) as error:
+        raise GGUFError(f"{key} is {value!r}, expected three numbers") from error
+    if not all(math.isfinite(x) and (x > 0 or not positive) for x in (r, g, b)):
+        raise GGUFError(f"{key} is {value!r}, expected three {'positive ' if positive else ''}finite numbers")
+    return r, g, b
