@@ -1,0 +1,262 @@
+"""A Hugging Face checkpoint's weights: safetensors shards, mapped into memory and never copied whole.
+
+A safetensors file is eight bytes of header length (little endian), a JSON header that names every
+tensor's dtype, shape and byte range, and the bytes. The header is not trusted: ranges must lie in the
+file, must not overlap, must cover it, and must be as long as dtype and shape say
+(format: github.com/huggingface/safetensors, README, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from qvl.runtime.errors import CheckpointError
+
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+ITEM_SIZE: Final[dict[str, int]] = {"BF16": 2, "F16": 2, "F32": 4}
+# What other programs write; known so that the message can name the type rather than call the file damaged.
+OTHER_DTYPES: Final = frozenset(
+    "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 I16 U16 I32 U32 I64 U64 F64 C64 F4 F6_E2M3 F6_E3M2".split()
+)
+MAX_HEADER: Final = 100_000_000  # the reference implementation's own limit
+MAX_DIMS: Final = 8
+_DAMAGED: Final = "the file is damaged or incomplete: download it again"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies.
+
+    Attributes:
+        dtype: BF16, F16 or F32.
+        shape: rows first.
+        path: the shard.
+        offset: bytes from the start of the shard.
+        nbytes: length in bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+class Checkpoint:
+    """The tensors of a folder of safetensors files; a context manager that closes the maps.
+
+    Args:
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+
+    Raises:
+        CheckpointError: no weights, a shard missing, a damaged header, a dtype that is not float.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.tensors: Mapping[str, TensorEntry] = _load_entries(self.folder)
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+    def map(self, path: Path) -> mmap.mmap:
+        """The shard's read-only map. Slices of `memoryview(map)` are views: drop them before `close`."""
+        if path not in self._maps:
+            try:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: cannot be mapped: {error}", hint=_DAMAGED) from error
+        return self._maps[path]
+
+    def release(self, path: Path, offset: int, nbytes: int) -> None:
+        """Drop a range's pages from this process, so that resident memory stays small.
+
+        The pages stay in the system's cache; touching them again maps them again.
+        """
+        shard = self._maps.get(path)
+        if shard is None or not hasattr(shard, "madvise"):  # Windows has no madvise
+            return
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        shard.madvise(mmap.MADV_DONTNEED, start, min(offset + nbytes, len(shard)) - start)
+
+    def close(self) -> None:
+        for shard in self._maps.values():
+            shard.close()
+        self._maps.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file whose top level is an object.
+
+    Raises:
+        CheckpointError: unreadable, not JSON, not an object, or with a key twice.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_json(raw, path)
+
+
+def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    """As `read_json`, from bytes; path is for the message."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise CheckpointError(f"{path}: not valid JSON: {error}", hint=_DAMAGED) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path}: a JSON object was expected, found {type(value).__name__}", hint=_DAMAGED
+        )
+    return value
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The checked header of one safetensors file: name to entry, in file order.
+
+    Raises:
+        CheckpointError: anything that does not hold together; the message names the tensor.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: header of {length} bytes in a file of {size} bytes, "
+                    f"at most {max(0, min(size - 8, MAX_HEADER))} expected",
+                    hint=_DAMAGED,
+                )
+            header = parse_json(file.read(length), path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    header.pop("__metadata__", None)
+    entries = [_entry(path, name, value, 8 + length) for name, value in header.items()]
+    _check_ranges(path, entries, 8 + length, size)
+    return {entry.name: entry for entry in entries}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+    return value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(path: Path, name: str, value: object, base: int) -> TensorEntry:
+    def damaged(what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: tensor {name!r}: {what}", hint=_DAMAGED)
+
+    if not isinstance(value, dict):
+        raise damaged(f"an object was expected, found {type(value).__name__}")
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if dtype not in ITEM_SIZE:
+        if isinstance(dtype, str) and dtype in OTHER_DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {dtype}, expected one of {', '.join(ITEM_SIZE)}",
+                hint="convert the original checkpoint, not one that is already quantized",
+            )
+        raise damaged(f"unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_count, shape)):
+        raise damaged(f"shape {shape!r} is not a list of up to {MAX_DIMS} counts")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise damaged(f"data_offsets {offsets!r} is not a pair of counts")
+    begin, end = offsets
+    expected = math.prod(shape) * ITEM_SIZE[dtype]
+    if end - begin != expected:
+        raise damaged(f"{end - begin} bytes, but {dtype} {shape} takes {expected}")
+    return TensorEntry(name, dtype, tuple(shape), path, base + begin, expected)
+
+
+def _check_ranges(path: Path, entries: list[TensorEntry], base: int, size: int) -> None:
+    """Byte ranges in order must touch one another and end where the file ends."""
+    at = base
+    for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
+        if entry.offset != at:
+            what = "overlaps another tensor" if entry.offset < at else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {entry.name!r} {what}", hint=_DAMAGED)
+        at += entry.nbytes
+    if at != size:
+        raise CheckpointError(f"{path}: {size} bytes, but its header describes {at}", hint=_DAMAGED)
+
+
+def _load_entries(folder: Path) -> dict[str, TensorEntry]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder", hint="pass a checkpoint's folder or a hub repo id")
+    entries: dict[str, TensorEntry] = {}
+    for shard in _shards(folder):
+        for name, entry in read_header(shard).items():
+            if name in entries:
+                raise CheckpointError(
+                    f"{shard}: tensor {name!r} is also in {entries[name].path.name}", hint=_DAMAGED
+                )
+            entries[name] = entry
+    if (folder / INDEX).exists() and not (folder / SINGLE).exists():
+        for name, file in _weight_map(folder).items():
+            if name not in entries or entries[name].path.name != file:
+                raise CheckpointError(f"{folder / INDEX}: tensor {name!r} is not in {file}", hint=_DAMAGED)
+    return entries
+
+
+def _shards(folder: Path) -> Iterator[Path]:
+    """Shards to read, the single file first, as transformers looks for them."""
+    if (folder / SINGLE).exists():
+        yield folder / SINGLE
+        return
+    if (folder / INDEX).exists():
+        files = sorted(set(_weight_map(folder).values()))
+        missing = [file for file in files if not (folder / file).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",
+                hint="download the missing files into the same folder",
+            )
+        yield from (folder / file for file in files)
+        return
+    torch = any(folder.glob("pytorch_model*.bin"))
+    raise CheckpointError(
+        f"{folder}: neither {SINGLE} nor {INDEX}",
+        hint="only PyTorch .bin weights are here: save the model as safetensors first"
+        if torch
+        else "pass the folder that holds the model's safetensors files",
+    )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    weights = read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f"{path}: no weight_map", hint=_DAMAGED)
+    for name, file in weights.items():
+        # A name with a path in it could read a file outside of the checkpoint.
+        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+            raise CheckpointError(f"{path}: {name!r} is in {file!r}, which is no shard's name", hint=_DAMAGED)
+    return weights

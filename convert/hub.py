@@ -1,0 +1,90 @@
+"""Checkpoints by name: a folder, or a repository of the Hugging Face hub.
+
+Everything about the hub (cache, token, endpoint, offline mode, resuming) is huggingface_hub's, which
+reads HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvl.runtime.errors import CheckpointError, DownloadError
+
+# What a conversion reads; not the repository's other formats.
+FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "README.md",
+)
+_REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk.
+
+    Attributes:
+        name: what output files are named after.
+        repo: the hub repository it came from, if it did.
+    """
+
+    folder: Path
+    name: str
+    repo: str | None = None
+
+
+def find_source(src: str | Path, *, revision: str | None = None) -> Source:
+    """A folder as it is, or a repository downloaded into the hub's cache.
+
+    Raises:
+        CheckpointError: neither a folder nor the form of a repository id.
+        DownloadError: the hub cannot be reached, or has no such repository.
+    """
+    folder = Path(src).expanduser()
+    if folder.is_dir():
+        return Source(folder, folder.resolve().name)
+    text = str(src)
+    if folder.exists() or not _REPO.fullmatch(text):
+        raise CheckpointError(
+            f"{text}: no such folder", hint="pass a checkpoint's folder, or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    return Source(_download(text, revision), text.rpartition("/")[2], text)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    import httpx  # huggingface_hub's own dependency
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import errors as hub
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
+    except hub.GatedRepoError as error:
+        raise DownloadError(f"{repo}: access must be asked for", hint="accept its terms, then set HF_TOKEN") from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        raise DownloadError(
+            f"{repo}: the hub has no such repository or revision", hint="check the name; set HF_TOKEN if it is private"
+        ) from error
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
+        offline = constants.HF_HUB_OFFLINE
+        raise DownloadError(
+            f"{repo}: not in the cache ({constants.HF_HUB_CACHE}), and "
+            + ("HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"),
+            hint="unset HF_HUB_OFFLINE" if offline else "check the connection, or pass a local folder",
+        ) from error
+    except (hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise DownloadError(f"{repo}: download failed: {error}", hint="run again: it resumes") from error

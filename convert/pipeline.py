@@ -1,0 +1,152 @@
+"""`convert`: a checkpoint in, a text GGUF and an mmproj GGUF out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from qvl.convert.checkpoint import Checkpoint
+from qvl.convert.config import read_config
+from qvl.convert.hub import find_source
+from qvl.convert.metadata import (
+    TEXT_ARCH,
+    VISION_ARCH,
+    general_metadata,
+    read_preprocessor,
+    text_metadata,
+    vision_metadata,
+)
+from qvl.convert.quantize import Job, Progress, write_tensors
+from qvl.convert.recipe import (
+    TEXT_RECIPES,
+    VISION_RECIPES,
+    Choices,
+    Planned,
+    find_recipe,
+    parse_overrides,
+    parse_type,
+    plan_text,
+    plan_vision,
+)
+from qvl.convert.summary import Converted, summarize, warn
+from qvl.convert.tensor_map import TensorMap, map_tensors
+from qvl.convert.vocab import generation_defaults, read_vocab
+from qvl.convert.writer import OutputFile, output_files
+
+Importance = Mapping[str, npt.NDArray[np.float32]]
+
+
+def convert(
+    src: str | Path,
+    out_dir: str | Path,
+    text_type: str = "q4_k_m",
+    vision_type: str = "q8_0",
+    imatrix: str | Path | None = None,
+    progress: Progress | None = None,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    tensor_types: Iterable[str] = (),
+    token_embedding_type: str | None = None,
+    output_type: str | None = None,
+) -> Converted:
+    """Convert a Qwen2-VL checkpoint to `NAME-TYPE.gguf` and `mmproj-NAME-TYPE.gguf` in out_dir.
+
+    Args:
+        src: a folder with safetensors, or a hub repository id.
+        text_type: a key of `TEXT_RECIPES`, any case.
+        vision_type: a key of `VISION_RECIPES`, any case.
+        imatrix: an importance matrix in llama.cpp's GGUF format.
+        progress: called with (source bytes done, source bytes in all, tensor name).
+        force: overwrite existing files.
+        threads: all usable cores by default.
+        name: NAME; by default that of the folder or repository.
+        revision: branch, tag or commit of a hub repository.
+        tensor_types: `REGEX=TYPE` overrides by GGUF tensor name, for both files.
+        token_embedding_type: type of `token_embd.weight`.
+        output_type: type of the output matrix, which a tied model shares with the embedding.
+
+    Raises:
+        InputError: an unknown type.
+        CheckpointError: the checkpoint is damaged, incomplete or of another architecture.
+        DownloadError: the hub repository cannot be fetched.
+        OutputError: a file exists, or the disk is full.
+    """
+    started = time.monotonic()
+    recipes = (find_recipe(text_type, TEXT_RECIPES, "text"), find_recipe(vision_type, VISION_RECIPES, "vision"))
+    choices = Choices(
+        overrides=parse_overrides(tensor_types),
+        embedding=None if token_embedding_type is None else parse_type(token_embedding_type),
+        head=None if output_type is None else parse_type(output_type),
+        calibrated=imatrix is not None,
+    )
+    importance: Importance = {}
+    source = find_source(src, revision=revision)
+    name = name or source.name
+    config = read_config(source.folder)
+    with Checkpoint(source.folder) as checkpoint:
+        tensors = map_tensors(config, checkpoint.tensors, str(source.folder))
+        plans = (
+            plan_text(
+                tensors.text,
+                recipes[0],
+                n_layer=config.text.num_hidden_layers,
+                gqa=config.text.num_attention_heads // config.text.num_key_value_heads,
+                choices=choices,
+            ),
+            plan_vision(tensors.vision, recipes[1], choices=choices),
+        )
+        general = general_metadata(source.folder, name, source.repo)
+        metadata = (
+            text_metadata(
+                config.text,
+                read_vocab(source.folder, config.text),
+                generation_defaults(source.folder),
+                recipes[0].file_type,
+                general,
+            ),
+            vision_metadata(
+                config, read_preprocessor(source.folder, config), recipes[1].file_type, general
+            ),
+        )
+        folder = Path(out_dir).expanduser()
+        paths = (
+            folder / f"{name}-{recipes[0].name.upper()}.gguf",
+            folder / f"mmproj-{name}-{recipes[1].name.upper()}.gguf",
+        )
+        wanted = list(zip(paths, (TEXT_ARCH, VISION_ARCH), metadata, plans, strict=True))
+        with output_files(wanted, force=force) as files:
+            jobs = [
+                job
+                for file, plan in zip(files, plans, strict=True)
+                for job in _jobs(file, plan, tensors, importance)
+            ]
+            odd = write_tensors(checkpoint, jobs, threads=threads, progress=progress)
+    files_done = tuple(summarize(path, plan) for path, plan in zip(paths, plans, strict=True))
+    return Converted(
+        text=paths[0],
+        mmproj=paths[1],
+        files=files_done,
+        warnings=tuple(warn(odd, tensors.ignored, plans)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _jobs(
+    file: OutputFile, plan: tuple[Planned, ...], tensors: TensorMap, importance: Importance
+) -> Iterable[Job]:
+    for planned in plan:
+        tensor = planned.tensor
+        yield Job(
+            planned,
+            tensors.entries[tensor.source],
+            file,
+            file.offsets[tensor.name],
+            importance.get(tensor.name),
+        )

@@ -1,0 +1,247 @@
+"""Rows of a checkpoint into rows of a GGUF file, on all cores and in little memory.
+
+A tensor is cut into chunks of whole rows. A worker takes a chunk from the mapped shard to float32
+(libggml's converters), quantizes it (`ggml_quantize_chunk`), writes it where it belongs and drops the
+pages it read. ctypes lets go of the interpreter's lock for both calls, so threads are enough.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qvl.convert.checkpoint import Checkpoint, TensorEntry
+from qvl.convert.recipe import FLOATS, Planned
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.library import Type
+
+CHUNK: Final = 1 << 18  # elements: a megabyte of float32, near the size of a core's cache
+SOURCE_TYPES: Final[dict[str, tuple[Type, type[np.generic]]]] = {
+    "F32": (Type.F32, np.float32),
+    "F16": (Type.F16, np.uint16),
+    "BF16": (Type.BF16, np.uint16),
+}
+F16_MAX: Final = 65504.0
+
+Progress = Callable[[int, int, str], None]
+"""Called from the caller's thread with source bytes done, source bytes in all, and the tensor's name."""
+
+
+class Sink(Protocol):
+    """Where chunks go; called from several threads."""
+
+    def write_at(self, offset: int, data: memoryview) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor to write.
+
+    Attributes:
+        entry: the source.
+        offset: of the tensor's first byte in the sink.
+        importance: float32 [n_per_row], or None.
+    """
+
+    planned: Planned
+    entry: TensorEntry
+    sink: Sink
+    offset: int
+    importance: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Values that a file cannot carry well.
+
+    Attributes:
+        not_finite: NaN or infinite weights in the source.
+        too_large: finite weights beyond F16's range, written as infinite.
+    """
+
+    not_finite: int = 0
+    too_large: int = 0
+
+    def __add__(self, other: Odd) -> Odd:
+        return Odd(self.not_finite + other.not_finite, self.too_large + other.too_large)
+
+    def __bool__(self) -> bool:
+        return bool(self.not_finite or self.too_large)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    job: Job
+    rows: npt.NDArray[Any]
+    row: int
+    source_bytes: int
+
+
+def write_tensors(
+    checkpoint: Checkpoint,
+    jobs: Sequence[Job],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Mapping[str, Odd]:
+    """Convert, quantize and write every job's tensor.
+
+    Args:
+        threads: workers; all the cores this process may use by default.
+
+    Returns:
+        Tensor names to what is odd about their values, only for those where something is.
+
+    Raises:
+        OSError: from the sink, or from reading the checkpoint. Anything that `progress` raises.
+    """
+    n_threads = threads or usable_cores()
+    done, total = 0, sum(_source_bytes(job) for job in jobs)
+    odd: dict[str, Odd] = {}
+    worker = _Worker(checkpoint)
+    pending: deque[tuple[_Chunk, Future[Odd]]] = deque()
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="quantize")
+
+    def collect() -> None:
+        nonlocal done
+        chunk, future = pending.popleft()
+        found, name = future.result(), chunk.job.planned.tensor.name
+        if found:
+            odd[name] = odd.get(name, Odd()) + found
+        done += chunk.source_bytes
+        if progress is not None:
+            progress(done, total, name)
+
+    try:
+        for chunk in _chunks(checkpoint, jobs):
+            pending.append((chunk, pool.submit(worker, chunk)))
+            # A short queue keeps every worker busy and an interrupt quick.
+            if len(pending) > 4 * n_threads:
+                collect()
+        while pending:
+            collect()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        pending.clear()  # views of the maps go with it
+    return odd
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _source_bytes(job: Job) -> int:
+    return job.planned.tensor.n_elements * SOURCE_TYPES[job.entry.dtype][1]().itemsize
+
+
+def _chunks(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Iterator[_Chunk]:
+    for job in jobs:
+        rows = source_rows(checkpoint, job)
+        step = max(1, CHUNK // rows.shape[1])
+        for row in range(0, len(rows), step):
+            part = rows[row : row + step]
+            yield _Chunk(job, part, row, part.nbytes)
+
+
+def source_rows(checkpoint: Checkpoint, job: Job) -> npt.NDArray[Any]:
+    """The job's source as [n_rows, n_per_row] of float32 or 16-bit patterns: a view, nothing is read.
+
+    For one frame of the patch embedding [embed, channels, frames, h, w] the rows are the kernels of one
+    channel, [embed * channels, h * w]; their order is that of the GGUF tensor [embed, channels, h, w].
+    """
+    tensor, entry = job.planned.tensor, job.entry
+    dtype = np.dtype(SOURCE_TYPES[entry.dtype][1])
+    n = entry.nbytes // dtype.itemsize
+    flat = np.frombuffer(checkpoint.map(entry.path), dtype=dtype, count=n, offset=entry.offset)
+    if tensor.frame is not None:
+        embed, channels, frames, *kernel = tensor.source_shape
+        split = flat.reshape(embed * channels, frames, int(np.prod(kernel)))
+        return split[:, tensor.frame]
+    n_rows = tensor.n_elements // tensor.n_per_row
+    whole = flat.reshape(-1, tensor.n_per_row) if len(tensor.shape) > 1 else flat.reshape(1, -1)
+    if len(tensor.shape) == 1:
+        return whole[:, tensor.row : tensor.row + tensor.n_per_row]
+    return whole[tensor.row : tensor.row + n_rows]
+
+
+class _Worker:
+    """What runs in the pool; buffers are kept by thread."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.lib = ggml.lib()
+        self.local = threading.local()
+
+    def __call__(self, chunk: _Chunk) -> Odd:
+        job, kind = chunk.job, chunk.job.planned.type
+        rows = np.require(chunk.rows, requirements="CA")
+        values = self.to_float32(rows, SOURCE_TYPES[job.entry.dtype][0])
+        odd = _odd(values, kind)
+        if odd.not_finite and kind not in FLOATS:
+            # One NaN would spoil its whole block, and some quantizers abort on it.
+            values = np.nan_to_num(values, copy=True, nan=0.0, posinf=0.0, neginf=0.0)
+        if SOURCE_TYPES[job.entry.dtype][0] is kind:
+            data = memoryview(rows).cast("B")
+        else:
+            data = self.quantize(values, kind, job.importance)
+        n_rows = rows.shape[0]
+        job.sink.write_at(job.offset + chunk.row * (len(data) // n_rows), data)
+        self.release(chunk)
+        return odd
+
+    def buffer(self, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+        held: npt.NDArray[np.uint8] | None = getattr(self.local, name, None)
+        if held is None or held.nbytes < nbytes:
+            held = np.empty(nbytes, np.uint8)
+            setattr(self.local, name, held)
+        return held[:nbytes]
+
+    def to_float32(self, rows: npt.NDArray[Any], kind: Type) -> npt.NDArray[np.float32]:
+        if kind is Type.F32:
+            return rows
+        values = self.buffer("values", rows.size * 4).view(np.float32)
+        convert = self.lib.ggml_bf16_to_fp32_row if kind is Type.BF16 else self.lib.ggml_fp16_to_fp32_row
+        convert(rows.ctypes.data, values.ctypes.data, rows.size)
+        return values.reshape(rows.shape)
+
+    def quantize(
+        self, values: npt.NDArray[np.float32], kind: Type, importance: npt.NDArray[np.float32] | None
+    ) -> memoryview:
+        n_rows, n_per_row = values.shape
+        data = self.buffer("data", n_rows * ggml.row_size(kind, n_per_row))
+        weights = None if importance is None else importance.ctypes.data
+        self.lib.ggml_quantize_chunk(
+            int(kind), values.ctypes.data, data.ctypes.data, 0, n_rows, n_per_row, weights
+        )
+        return memoryview(data)
+
+    def release(self, chunk: _Chunk) -> None:
+        entry, rows = chunk.job.entry, chunk.rows
+        if chunk.job.planned.tensor.frame is not None:  # strided: the tensor is small, drop all of it
+            self.checkpoint.release(entry.path, entry.offset, entry.nbytes)
+            return
+        base = np.frombuffer(self.checkpoint.map(entry.path), np.uint8, count=1).ctypes.data
+        self.checkpoint.release(entry.path, rows.ctypes.data - base, rows.nbytes)
+
+
+def _odd(values: npt.NDArray[np.float32], kind: Type) -> Odd:
+    # The sum is finite unless a value is not, or sums overflow: cheap for the usual case.
+    with np.errstate(over="ignore", invalid="ignore"):
+        not_finite = 0
+        if not np.isfinite(values.sum()):
+            not_finite = int(values.size - np.count_nonzero(np.isfinite(values)))
+        too_large = 0
+        if kind is Type.F16 and (values.max() > F16_MAX or values.min() < -F16_MAX or not_finite):
+            too_large = int(np.count_nonzero(np.isfinite(values) & (np.abs(values) > F16_MAX)))
+    return Odd(not_finite, too_large)
