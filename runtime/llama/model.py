@@ -1,0 +1,141 @@
+"""The text model: a GGUF file opened by llama.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from qvl.runtime.errors import BackendError, GGUFError
+from qvl.runtime.ggml.devices import Device, find_device
+from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
+from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.llama.header import TextHparams, check_text_file
+from qvl.runtime.llama.vocab import Vocab
+
+ALL_LAYERS: Final = -1
+_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+class LlamaModel:
+    """Weights and vocabulary of the decoder; contexts (`Context`) are opened on it.
+
+    Use as a context manager, or call `close`. Close the contexts first.
+
+    Attributes:
+        path: the file.
+        hparams: sizes, from the header.
+        metadata: the header's key-value pairs.
+        vocab: the tokenizer.
+        devices: where layers are placed, in order; the CPU alone when it is empty.
+        n_gpu_layers: layers placed there, counted from the last; -1 is all.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str | Sequence[Device] = "auto",
+        n_gpu_layers: int = ALL_LAYERS,
+        use_mmap: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Open a text GGUF.
+
+        Args:
+            device: a name that `find_device` knows, or devices.
+            progress: called with the fraction loaded, from 0 to 1. What it raises stops the loading.
+
+        Raises:
+            GGUFError: not a text GGUF of Qwen2-VL, or damaged.
+            InputError: no such device.
+            BackendError: llama.cpp refused it, for want of memory as a rule.
+        """
+        gguf = _read_shards(read_gguf(path))
+        self.path = gguf.path
+        self.hparams: TextHparams = check_text_file(gguf)
+        self.metadata = gguf.metadata
+        self.n_bytes = sum(t.nbytes for t in gguf.tensors.values())
+        found = [find_device(device)] if isinstance(device, str) else list(device)
+        self.devices = [d for d in found if not d.is_cpu]
+        self.n_gpu_layers = n_gpu_layers if self.devices else 0
+        self._c = llama()
+        self._handle: int | None = self._load(use_mmap, progress)
+        self.vocab = Vocab(self.handle, str(self.path))
+
+    @property
+    def handle(self) -> int:
+        """The `llama_model *`."""
+        if self._handle is None:
+            raise BackendError(f"{self.path}: the model is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Free the weights. Doing it twice is harmless."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._c.llama_model_free(handle)
+
+    def __enter__(self) -> LlamaModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, use_mmap: bool, progress: Callable[[float], None] | None) -> int:
+        c = self._c
+        params = c.llama_model_default_params()
+        # an empty list keeps every layer on the CPU; NULL would mean every device there is
+        handles = (ctypes.c_void_p * (len(self.devices) + 1))(*(d.handle for d in self.devices), None)
+        params.devices = ctypes.cast(handles, ctypes.c_void_p)
+        params.n_gpu_layers = self.n_gpu_layers
+        params.load_mode = c.LLAMA_LOAD_MODE_MMAP if use_mmap else c.LLAMA_LOAD_MODE_NONE
+        raised: list[BaseException] = []
+
+        def report(fraction: float, _: Any) -> bool:
+            try:
+                if progress is not None:
+                    progress(fraction)
+            except BaseException as e:
+                raised.append(e)
+            return not raised
+
+        params.progress_callback = callback = c.llama_progress_callback(report)
+        complaints()
+        handle = c.llama_model_load_from_file(os.fsencode(self.path), params)
+        del callback
+        if raised:
+            if handle:
+                c.llama_model_free(handle)
+            raise raised[0]
+        if not handle:
+            raise BackendError(
+                f"{self.path}: llama.cpp cannot load it: {complaints() or 'no reason given'}",
+                hint="if memory is short, use a smaller type (q4_k_m), fewer layers (-ngl) or --device cpu",
+            )
+        return int(handle)
+
+
+def _read_shards(first: GGUFFile) -> GGUFFile:
+    """The file with the tensors of all its parts, when a model is split (`NAME-00001-of-00003.gguf`)."""
+    n_parts = first.metadata.get("split.count", 1)
+    if n_parts in (0, 1):
+        return first
+    match = _SHARD.search(first.path.name)
+    if match is None or int(match[1]) != 1 or int(match[2]) != n_parts:
+        raise GGUFError(
+            f"{first.path}: one of {n_parts} parts of a split model",
+            hint=f"name the first part, ending in -00001-of-{n_parts:05}.gguf",
+        )
+    tensors = dict(first.tensors)
+    for i in range(2, n_parts + 1):
+        name = first.path.name[: match.start()] + f"-{i:05}-of-{n_parts:05}.gguf"
+        tensors.update(read_gguf(first.path.with_name(name), arrays=False).tensors)
+    return replace(first, tensors=tensors)
