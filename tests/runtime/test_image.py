@@ -220,7 +220,7 @@ def test_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=100, **options)
-    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
     np.testing.assert_array_equal(open_image(data)[8, 8], (255, 0, 0))
 
 
