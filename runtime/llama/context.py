@@ -171,10 +171,7 @@ class Context:
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         """Decode a vision span, or a part of one: float32 [n, n_embd], int32 [3, n]."""
-        n = len(embeddings)
-        self.decode(
-            Batch(None, embeddings, positions, _fill(n, sequence), _output_rows(n, outputs)), cancelled
-        )
+        self.decode(Batch.of_embeddings(embeddings, positions, sequence, outputs), cancelled)
 
     def decode(self, batch: Batch, cancelled: Callable[[], bool] | None = None) -> None:
         """Run a batch through the model and put it into the cache.
