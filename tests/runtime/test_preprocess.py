@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,13 @@ from qvl.runtime.vision.preprocess import MAX_PIXELS, MEAN, MIN_PIXELS, STD, Pre
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 
 sides = st.integers(1, 20_000)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """transformers' module of the Pillow processor."""
+    pytest.importorskip("torch")
+    return pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
 
 
 def within_ratio(height: int, width: int, ratio: float = 200) -> bool:
@@ -38,9 +46,9 @@ def test_sizes_equal_transformers() -> None:
 
 @pytest.mark.parity
 @given(sides, sides, st.sampled_from([14, 28, 32]), st.integers(1, 10**6), st.integers(10**6, 10**8))
-def test_sizes_equal_transformers_live(height: int, width: int, factor: int, low: int, high: int) -> None:
-    pytest.importorskip("torch")
-    reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+def test_sizes_equal_transformers_live(
+    reference: Any, height: int, width: int, factor: int, low: int, high: int
+) -> None:
     if not within_ratio(height, width):
         with pytest.raises(ValueError, match="aspect ratio"):
             reference.smart_resize(height, width, factor, low, high)
@@ -116,9 +124,7 @@ def test_video_equals_transformers(i: int) -> None:
 
 @pytest.mark.parity
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 9))
-def test_image_equals_transformers_live(height: int, width: int, seed: int) -> None:
-    pytest.importorskip("torch")
-    reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+def test_image_equals_transformers_live(reference: Any, height: int, width: int, seed: int) -> None:
     if not within_ratio(height, width):
         return
     picture = pattern(height, width, seed)
