@@ -85,18 +85,33 @@ def image_name(source: ImageSource) -> str:
 
 
 def open_image(source: ImageSource, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> NDArray[np.uint8]:
+    """Read a picture as `open_picture` does, into an array; an array is returned as it is.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        ImageError: see `open_picture`.
+    """
+    if isinstance(source, np.ndarray):
+        _check_array(source, image_name(source), max_source_pixels)
+        return source
+    return np.asarray(open_picture(source, max_source_pixels=max_source_pixels))
+
+
+def open_picture(source: ImageSource, *, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Image.Image:
     """Read a picture upright and in RGB; of an animation, the first frame.
 
     Transparency is composited over white. Samples of more than 8 bits are scaled to 8, not clipped.
     Colour profiles are ignored, as they were in training.
 
     Args:
-        source: a path, encoded bytes, a PIL image, or a uint8 array [h, w, 3] (returned as it is).
+        source: a path, encoded bytes, a PIL image, or a uint8 array [h, w, 3].
         max_source_pixels: refuse larger pictures before decoding. Above Pillow's own limit,
             `PIL.Image.MAX_IMAGE_PIXELS` has to be raised as well.
 
     Returns:
-        uint8 [height, width, 3].
+        A PIL image of mode RGB: what resizing takes, without a detour through an array.
 
     Raises:
         ImageError: no such file, not a picture, damaged, empty, over `max_source_pixels`, or with an
@@ -104,9 +119,8 @@ def open_image(source: ImageSource, *, max_source_pixels: int = MAX_SOURCE_PIXEL
     """
     name = image_name(source)
     if isinstance(source, np.ndarray):
-        _check_array(source, name)
-        _check_size(source.shape[1], source.shape[0], name, max_source_pixels)
-        return source
+        _check_array(source, name, max_source_pixels)
+        return Image.fromarray(source)
     if isinstance(source, Image.Image):
         return _decode(source, name, max_source_pixels)
     if isinstance(source, bytes):
@@ -136,7 +150,7 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name}: cannot be read: {reason}")
 
 
-def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int) -> NDArray[np.uint8]:
+def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int) -> Image.Image:
     """Decode an encoded picture from a seekable binary file."""
     _register_heif()
     try:
@@ -150,8 +164,7 @@ def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int) -> NDArray
         raise _not_a_picture(file, name) from error
     except Exception as error:  # a plugin that trips over a hostile header raises anything
         raise ImageError(f"{name}: damaged picture header: {error}", hint="save the picture anew") from error
-    with image:
-        return _decode(image, name, max_source_pixels)
+    return _decode(image, name, max_source_pixels)
 
 
 def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
@@ -178,16 +191,14 @@ def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     return ImageError(f"{name}: expected {_EXPECTED}, found {kind}", hint=hint)
 
 
-def _decode(image: Image.Image, name: str, max_source_pixels: int) -> NDArray[np.uint8]:
+def _decode(image: Image.Image, name: str, max_source_pixels: int) -> Image.Image:
     """Check the header's size, decode, and turn upright. The image is not changed, only loaded."""
     _check_size(image.width, image.height, name, max_source_pixels)
     try:
         image.load()
         rgb = _to_rgb(image)
         turn = _ORIENTATIONS.get(_orientation(image))
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        return np.asarray(rgb)
+        return rgb if turn is None else rgb.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: a part of it exceeds Pillow's pixel limit, {error}") from error
     except MemoryError as error:
@@ -249,12 +260,13 @@ def _scaled_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray).convert("RGB")
 
 
-def _check_array(array: NDArray[np.uint8], name: str) -> None:
+def _check_array(array: NDArray[np.uint8], name: str, max_source_pixels: int) -> None:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
             f"{name}: expected uint8 [height, width, 3], found {array.dtype} {list(array.shape)}",
             hint="for other layouts pass PIL.Image.fromarray(array)",
         )
+    _check_size(array.shape[1], array.shape[0], name, max_source_pixels)
 
 
 def _check_size(width: int, height: int, name: str, max_source_pixels: int) -> None:

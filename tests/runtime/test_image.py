@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, features
 
 from qvl.runtime.errors import ImageError
 from qvl.runtime.vision import image as image_module
-from qvl.runtime.vision.image import image_name, open_image
+from qvl.runtime.vision.image import image_name, open_image, open_picture
 
 WHITE = (255, 255, 255)
 
@@ -65,6 +65,9 @@ def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path) -> None:
         got = open_image(source)
         assert got.dtype == np.uint8
         np.testing.assert_array_equal(got, rgb)
+        picture = open_picture(source)
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(picture), rgb)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
