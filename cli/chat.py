@@ -1,1 +1,127 @@
-def chat() -> None: ...
+"""`qvl chat`: one question with `-p` or from a pipe, else a conversation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qvl.cli import options
+from qvl.cli.attachments import Attachment, attach
+from qvl.cli.output import Output
+from qvl.runtime.errors import InputError
+
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE", help="A picture to talk about; can be repeated."),
+]
+Videos = Annotated[
+    list[str] | None, typer.Option("--video", metavar="FILE|DIR", help="A video, or a folder of frames.")
+]
+Prompt = Annotated[
+    str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this and leave; - reads stdin.")
+]
+SchemaFile = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="Answer in JSON that fits this JSON schema.")
+]
+DrawTo = Annotated[
+    Path | None, typer.Option("--draw", metavar="FILE", help="Draw the boxes of the reply onto the picture.")
+]
+Continue = Annotated[bool, options.flag("--continue", help="Go on with the last conversation.")]
+
+
+def chat(
+    image: Images = None,
+    video: Videos = None,
+    prompt: Prompt = None,
+    system: options.System = None,
+    schema: SchemaFile = None,
+    draw: DrawTo = None,
+    continue_: Continue = False,
+    model: options.Model = None,
+    mmproj: options.Mmproj = None,
+    device: options.Device = "auto",
+    n_gpu_layers: options.GpuLayers = None,
+    ctx_size: options.CtxSize = 8192,
+    threads: options.Threads = None,
+    min_pixels: options.MinPixels = None,
+    max_pixels: options.MaxPixels = None,
+    max_tokens: options.MaxTokens = 1024,
+    temp: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Talk about pictures and videos: one question with -p, else a conversation."""
+    from qvl.cli import sessions
+    from qvl.cli.conversation import Conversation
+    from qvl.cli.engine import open_model
+    from qvl.cli.repl import Repl
+
+    out = Output(quiet, verbose)
+    question = _question(prompt)
+    attachments: list[Attachment] = [
+        *(attach(image, "image") if image else ()),
+        *(attach(video, "video") if video else ()),
+    ]
+    saved = sessions.load(sessions.LAST) if continue_ else None
+    grammar = read_schema(schema) if schema else None
+    model_options = options.ModelOptions(
+        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels
+    )
+    sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
+    with open_model(model_options, out) as loaded:
+        conversation = Conversation(loaded, sampling, system, grammar)
+        repl = Repl(conversation, out, as_json=json)
+        if saved:
+            repl.restore(saved)
+        if attachments:
+            repl.attach(attachments)
+        if question is None:
+            return repl.run()
+        try:
+            repl.ask(question)
+            if draw:
+                repl.draw(draw)
+        finally:
+            conversation.close()
+    return 0
+
+
+def _question(prompt: str | None) -> str | None:
+    """The one question to answer, or None for a conversation."""
+    if prompt is None and sys.stdin.isatty():
+        return None
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    assert text is not None
+    if not text.strip():
+        raise typer.BadParameter("the prompt is empty", param_hint="-p")
+    return text.rstrip("\r\n")
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema from a file.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON object.
+    """
+    import json
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not JSON: {e}", hint="--schema takes a JSON schema") from e
+    if not isinstance(schema, dict):
+        raise InputError(
+            f"{path}: a {type(schema).__name__}, not an object", hint="--schema takes a JSON schema"
+        )
+    return schema

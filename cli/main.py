@@ -34,16 +34,23 @@ app.command("models")(models.models)
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        Output().line(f"qvl {version('qvl')}, llama-cpp-python {version('llama-cpp-python')}")
+        try:
+            own = version("qvl")
+        except PackageNotFoundError:  # run from the source tree
+            own = "from source"
+        Output().line(f"qvl {own}, llama-cpp-python {version('llama-cpp-python')}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_version, is_eager=True, help="Print the version and leave."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -17,6 +17,7 @@ def _in(panel: str) -> Callable[..., Any]:
 
 
 _model, _sampling, _output = _in("Model"), _in("Sampling"), _in("Output")
+flag = partial(typer.Option, metavar="")  # an option without a value
 
 Model = Annotated[
     str | None,
@@ -66,9 +67,11 @@ RepeatPenalty = Annotated[
 Seed = Annotated[int | None, _sampling("--seed", metavar="N", min=0, help="The same seed, the same text.")]
 
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
-Json = Annotated[bool, _output("--json", help="Print JSON.")]
-Quiet = Annotated[bool, _output("-q", "--quiet", help="Only warnings and errors on stderr.")]
-Verbose = Annotated[bool, _output("-v", "--verbose", help="Timings, and llama.cpp's log, on stderr.")]
+Json = Annotated[bool, _output("--json", metavar="", help="Print JSON.")]
+Quiet = Annotated[bool, _output("-q", "--quiet", metavar="", help="Only warnings and errors on stderr.")]
+Verbose = Annotated[
+    bool, _output("-v", "--verbose", metavar="", help="Timings, and llama.cpp's log, on stderr.")
+]
 
 
 @dataclass(frozen=True)

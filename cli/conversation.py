@@ -1,0 +1,239 @@
+"""The state of a chat: messages, what is attached to the next one, settings, and the model's session.
+
+The list of messages is the truth. Undoing, editing and retrying only change it; what the KV cache can
+keep of the old prompt is for the session to find out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvl.cli.attachments import Attachment
+from qvl.cli.options import SamplingOptions
+from qvl.cli.sessions import Saved
+from qvl.runtime.errors import Cancelled, InputError, QvlError
+
+if TYPE_CHECKING:
+    from qvl.runtime.model import Model, Reply
+    from qvl.runtime.session import Session
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Conversation:
+    """One conversation with one model.
+
+    Attributes:
+        messages: finished turns, user and assistant in turns; the system prompt is kept apart.
+        pending: what goes into the next message, before its text.
+        reply: the last reply, or None.
+    """
+
+    model: Model
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    system: str | None = None
+    schema: dict[str, Any] | None = None
+    messages: list[Message] = field(default_factory=list)
+    pending: list[Attachment] = field(default_factory=list)
+    reply: Reply | None = None
+
+    def __post_init__(self) -> None:
+        self._session: Session = self.model.session()
+        self._eager = Background()
+
+    # asking ----------------------------------------------------------------------------------------
+
+    def ask(self, text: str, progress: Callable[..., None] | None = None) -> Iterator[str]:
+        """Put a question and stream the reply's text.
+
+        If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
+        was read, the question is taken back and what was attached is attached again.
+        """
+        try:
+            self._eager.wait()
+        except QvlError:
+            self.pending.clear()  # what cannot be looked at should not stand in the way of every question
+            raise
+        parts = [a.part() for a in self.pending]
+        content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+        attached, self.pending = self.pending, []
+        self.messages.append({"role": "user", "content": content})
+        pieces: list[str] = []
+        try:
+            yield from self._answer(pieces, progress)
+        finally:
+            if pieces:
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            else:
+                self.messages.pop()
+                self.pending = attached
+
+    def _answer(self, pieces: list[str], progress: Callable[..., None] | None) -> Iterator[str]:
+        self.reply = None
+        stream = self._session.generate(
+            self._prompt(), schema=self.schema, progress=progress, **self.sampling.kwargs()
+        )
+        try:
+            for piece in stream:
+                pieces.append(piece.text)
+                yield piece.text
+        finally:
+            self.reply = stream.result()
+
+    def _prompt(self) -> list[Message]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages]
+
+    # attaching -------------------------------------------------------------------------------------
+
+    def attach(self, attachments: list[Attachment]) -> None:
+        """Attach to the next message, and begin to look at it in the background."""
+        self._eager.cancel()
+        self.pending += attachments
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Encode and prefill what is attached while the user types: it stands before the question."""
+        if not self.pending:
+            return
+        opening = {"role": "user", "content": [a.part() for a in self.pending]}
+        prompt = [*self._prompt(), opening]
+        self._eager.start(lambda cancel: self._session.prefill(prompt, cancel=cancel))
+
+    # changing what was said ------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget all turns and attachments; the system prompt and the settings stay."""
+        self._eager.cancel()
+        self.messages.clear()
+        self.pending.clear()
+        self.reply = None
+
+    def undo(self) -> tuple[str, list[Attachment]]:
+        """Take back the last question with its reply; returns what was asked, and about what.
+
+        Raises:
+            InputError: nothing has been said yet.
+        """
+        if not self.messages:
+            raise InputError("nothing has been said yet")
+        self._eager.cancel()
+        self.reply = None
+        while (message := self.messages.pop())["role"] != "user":
+            pass
+        return _split(message["content"])
+
+    def take_back(self) -> str:
+        """Take back the last question, attach its pictures again, and return its text."""
+        text, attached = self.undo()
+        self.pending = attached + self.pending
+        return text
+
+    def set_system(self, text: str | None) -> None:
+        self._eager.cancel()
+        self.system = text or None
+        self._look_ahead()
+
+    def set(self, name: str, value: str) -> None:
+        """Change a sampling setting; "default" brings back the model's own.
+
+        Raises:
+            InputError: no such setting, or a value it cannot have.
+        """
+        kinds: dict[str, type] = {"max_tokens": int, "top_k": int, "seed": int}
+        names = [f.name for f in fields(SamplingOptions)]
+        name = {"temp": "temperature"}.get(name, name).replace("-", "_")
+        if name not in names:
+            raise InputError(f"no setting is called {name!r}", hint=f"there are: {', '.join(names)}")
+        if value == "default":
+            self.sampling = replace(self.sampling, **{name: getattr(SamplingOptions(), name)})
+            return
+        try:
+            number = kinds.get(name, float)(value)
+        except ValueError as e:
+            raise InputError(
+                f"{name} is a number, not {value!r}", hint=f"/set {name} default undoes it"
+            ) from e
+        if not number >= 0 or (name in ("max_tokens", "repeat_penalty") and number <= 0):
+            raise InputError(f"{name} cannot be {value}", hint=f"/set {name} default undoes it")
+        self.sampling = replace(self.sampling, **{name: number})
+
+    # saving ----------------------------------------------------------------------------------------
+
+    def saved(self) -> Saved:
+        return Saved([*self.messages], self.system, str(self.model.path), self.sampling.kwargs())
+
+    def restore(self, saved: Saved) -> None:
+        """Go on with a saved conversation: its messages, system prompt and settings."""
+        self.clear()
+        self.messages, self.system = [*saved.messages], saved.system
+        known = {f.name for f in fields(SamplingOptions)}
+        self.sampling = replace(self.sampling, **{k: v for k, v in saved.settings.items() if k in known})
+
+    def close(self) -> None:
+        self._eager.cancel()
+
+
+def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:
+    if isinstance(content, str):
+        return content, []
+    text = "\n".join(part["text"] for part in content if part["type"] == "text")
+    media = [part for part in content if part["type"] in ("image", "video")]
+    return text, [Attachment(Path(part[part["type"]]), part["type"]) for part in media]
+
+
+class Background:
+    """One piece of work in a thread, which can be called off or waited for."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._cancel = threading.Event()
+        self._error: QvlError | None = None
+
+    def start(self, work: Callable[[threading.Event], Any]) -> None:
+        """Begin; what was under way is called off first."""
+        self.cancel()
+        self._cancel, self._error = threading.Event(), None
+        cancel = self._cancel
+
+        def run() -> None:
+            try:
+                work(cancel)
+            except Cancelled:
+                return
+            except QvlError as e:
+                self._error = e
+
+        self._thread = threading.Thread(target=run, name="look-ahead", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Call it off and wait until it has stopped."""
+        self._cancel.set()
+        self._join()
+        self._error = None
+
+    def wait(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            QvlError: what the work has raised.
+        """
+        self._join()
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

@@ -1,0 +1,109 @@
+"""The conversation on a terminal: read a line, do what it says, until the user leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qvl.cli import commands, sessions
+from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path
+from qvl.cli.conversation import Conversation
+from qvl.cli.lines import LineReader
+from qvl.cli.output import Output, human_seconds
+from qvl.runtime.errors import ImageError, InputError, QvlError
+
+PROMPT = ">>> "
+
+
+class Repl:
+    """A conversation driven by typed lines."""
+
+    def __init__(self, conversation: Conversation, out: Output) -> None:
+        self.conversation = conversation
+        self.out = out
+        self.reader = LineReader(f"/{name}" for name in commands.COMMANDS)
+
+    def run(self) -> int:
+        """Read and answer until the user leaves; returns the exit code."""
+        self.out.dim("/help lists the commands; drop a picture here to talk about it; Ctrl-D leaves")
+        try:
+            while True:
+                try:
+                    line = self.reader.read(self._prompt())
+                except EOFError:
+                    self.out.note()
+                    return 0
+                except KeyboardInterrupt:
+                    self.out.note("\n(Ctrl-D or /exit leaves)")
+                    continue
+                try:
+                    self.handle(line)
+                except commands.Leave:
+                    return 0
+                except KeyboardInterrupt:
+                    self.out.note("\n(stopped)")
+                except QvlError as e:
+                    self.out.error(e)
+        finally:
+            self.reader.close()
+            self.conversation.close()
+
+    def _prompt(self) -> str:
+        names = ", ".join(a.path.name for a in self.conversation.pending)
+        return f"[{names}] {PROMPT}" if names else PROMPT
+
+    def handle(self, line: str) -> None:
+        """Do what one message or command says."""
+        if not line.strip():
+            return
+        if line.startswith("/") and not looks_like_path(line):
+            commands.run(self, line)
+            return
+        text, found = extract(line)
+        word = line.split(maxsplit=1)[0]
+        if not found and line.startswith("/") and kind_of(Path(word)):
+            raise ImageError(
+                f"{word}: no such file", hint="/image PATH attaches a picture; Tab completes paths"
+            )
+        if found:
+            self.attach(found)
+        if text:
+            self.ask(text)
+
+    def attach(self, attachments: list[Attachment]) -> None:
+        """Attach to the next message, and say so."""
+        self.conversation.attach(attachments)
+        for a in attachments:
+            self.out.dim(f"attached {a.path}")
+
+    def ask(self, text: str) -> None:
+        """Stream the reply to stdout and keep the conversation for `--continue`."""
+        written = False
+        try:
+            for piece in self.conversation.ask(text):
+                self.out.write(piece)
+                written = True
+        finally:
+            if written:
+                self.out.line()
+                sessions.save(sessions.LAST, self.conversation.saved())
+        if self.out.verbose:
+            self.show_stats()
+
+    def restore(self, saved: sessions.Saved) -> None:
+        """Go on with a saved conversation, showing what was said last."""
+        self.conversation.restore(saved)
+        turns = sum(m["role"] == "user" for m in saved.messages)
+        self.out.dim(f"{turns} question{'s' if turns != 1 else ''} so far")
+        if saved.messages and isinstance(saved.messages[-1]["content"], str):
+            self.out.note(saved.messages[-1]["content"])
+
+    def draw(self, path: Path | None) -> None:
+        """Draw the boxes of the last reply."""
+        raise InputError("the last reply has no boxes")
+
+    def show_stats(self) -> None:
+        """Say what the last reply cost."""
+        reply = self.conversation.reply
+        if reply is None:
+            raise InputError("nothing has been answered yet")
+        self.out.note(human_seconds(0))

@@ -1,0 +1,114 @@
+"""What goes where: stdout for answers, stderr for the rest, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.terminal import Terminal
+
+from qvl.cli.main import run
+from qvl.cli.output import format_table, human_bytes, human_seconds
+
+QVL = [sys.executable, "-m", "qvl.cli"]
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (1234567, "1.23 MB"),
+        (12345678, "12.3 MB"),
+        (2.5e9, "2.50 GB"),
+    ],
+)
+def test_sizes(n: float, text: str) -> None:
+    assert human_bytes(n) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.9, "9.9 s"), (42.4, "42 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+def test_a_table_lines_up() -> None:
+    assert format_table([("a", "1"), ("bbb", "22")], ("x", "size")) == "x    size\na       1\nbbb    22"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["nonsense"], 2, ["nonsense", "qvl --help"]),
+        (["chat", "--nonsense"], 2, ["--nonsense", "qvl chat --help"]),
+        (["chat", "--temp", "-1", "-p", "x"], 2, ["--temp"]),
+        (["chat", "-p", " "], 2, ["the prompt is empty"]),
+        (["inspect", "/no/such/file.gguf"], 1, ["/no/such/file.gguf"]),
+        (["convert", "/no/such/folder"], 1, ["/no/such/folder"]),
+        (["chat", "-m", "/no/such/folder", "-p", "x"], 1, ["/no/such/folder", "hint:"]),
+        (["chat", "--image", "/no/such.png", "-p", "x"], 1, ["/no/such.png: no such file"]),
+        (["chat", "--schema", "/no/such.json", "-p", "x"], 1, ["/no/such.json"]),
+    ],
+)
+def test_errors_say_what_and_what_to_do(
+    args: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_a_bare_qvl_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    out, _ = capsys.readouterr()
+    assert "caption" in out
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("QVL_DEBUG", "1")
+    assert run(["inspect", "/no/such/file.gguf"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m qvl.cli models --json | true; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.stderr == ""
+
+
+def test_the_version_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("qvl ")
+
+
+def test_colour_only_on_a_terminal() -> None:
+    piped = subprocess.run([*QVL, "nonsense"], capture_output=True, text=True, check=False)
+    assert "\x1b" not in piped.stderr
+    for env, coloured in (({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)):
+        with Terminal([*QVL, "nonsense"], env) as terminal:
+            assert terminal.exit_code() == 2
+            assert (b"\x1b[1;31merror:" in terminal._raw) == coloured
+
+
+def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known

@@ -1,0 +1,272 @@
+"""The conversation behind the prompt, with a model that answers by rote."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qvl.cli.commands import COMMANDS, Leave
+from qvl.cli.conversation import Background, Conversation
+from qvl.cli.options import SamplingOptions
+from qvl.cli.output import Output
+from qvl.cli.repl import Repl
+from qvl.runtime.errors import Cancelled, ImageError, InputError
+
+
+@dataclass
+class RoteSession:
+    """Answers "one", "two", … and remembers what it was asked."""
+
+    prompts: list[list[dict[str, Any]]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    looked_at: list[list[dict[str, Any]]] = field(default_factory=list)
+    interrupt_after: int | None = None
+
+    def generate(self, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
+        self.prompts.append(messages)
+        self.settings.append(kwargs)
+        return RoteStream(["reply ", f"{len(self.prompts)}", " end"], self.interrupt_after)
+
+    def prefill(self, messages: list[dict[str, Any]], cancel: threading.Event) -> None:
+        self.looked_at.append(messages)
+
+
+@dataclass
+class RoteStream:
+    pieces: list[str]
+    interrupt_after: int | None
+
+    def __iter__(self) -> Iterator[Any]:
+        for i, text in enumerate(self.pieces):
+            if i == self.interrupt_after:
+                raise KeyboardInterrupt
+            yield SimpleNamespace(text=text)
+
+    def result(self) -> Any:
+        return SimpleNamespace(finish_reason="stop")
+
+
+@pytest.fixture
+def session() -> RoteSession:
+    return RoteSession()
+
+
+@pytest.fixture
+def repl(session: RoteSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repl]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    model: Any = SimpleNamespace(session=lambda: session, path=Path("m.gguf"))
+    repl = Repl(Conversation(model, SamplingOptions()), Output())
+    yield repl
+    repl.conversation.close()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    path.touch()
+    return path
+
+
+def question(picture: Path, text: str) -> dict[str, Any]:
+    return {
+        "role": "user",
+        "content": [{"type": "image", "image": str(picture)}, {"type": "text", "text": text}],
+    }
+
+
+def test_turns_add_up(repl: Repl, session: RoteSession, capsys: pytest.CaptureFixture[str]) -> None:
+    repl.handle("first?")
+    repl.handle("second?")
+    assert capsys.readouterr().out == "reply 1 end\nreply 2 end\n"
+    assert session.prompts[-1] == [
+        {"role": "user", "content": "first?"},
+        {"role": "assistant", "content": "reply 1 end"},
+        {"role": "user", "content": "second?"},
+    ]
+
+
+def test_a_picture_goes_into_the_next_message(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"/image {picture}")
+    repl.handle("what is it?")
+    repl.handle("and now?")
+    assert session.prompts[0] == [question(picture, "what is it?")]
+    assert session.prompts[1][0] == question(picture, "what is it?")
+    assert session.prompts[1][2] == {"role": "user", "content": "and now?"}
+
+
+def test_a_picture_is_looked_at_before_the_question(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"/image {picture}")
+    repl.conversation._eager.wait()
+    assert session.looked_at == [[{"role": "user", "content": [{"type": "image", "image": str(picture)}]}]]
+
+
+def test_a_dropped_path_attaches(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"'{picture}' ")
+    assert session.prompts == []
+    repl.handle(f"compare with {picture}")
+    parts = session.prompts[0][0]["content"]
+    assert [p["type"] for p in parts] == ["image", "image", "text"]
+    assert parts[2]["text"] == "compare with"
+
+
+def test_a_path_that_is_not_there_is_an_error(repl: Repl) -> None:
+    with pytest.raises(ImageError, match=r"/no/such\.png"):
+        repl.handle("/no/such.png what is it?")
+
+
+def test_text_with_a_slash_is_only_text(repl: Repl, session: RoteSession) -> None:
+    repl.handle("/etc/passwd is what?")
+    assert session.prompts[0] == [{"role": "user", "content": "/etc/passwd is what?"}]
+
+
+def test_an_unknown_command_names_the_nearest(repl: Repl) -> None:
+    with pytest.raises(InputError) as e:
+        repl.handle("/imgae x.png")
+    assert "/image" in str(e.value.hint)
+
+
+def test_undo_takes_back_one_turn(repl: Repl, session: RoteSession) -> None:
+    for line in ("first?", "second?", "/undo", "third?"):
+        repl.handle(line)
+    assert [m["content"] for m in session.prompts[-1]] == ["first?", "reply 1 end", "third?"]
+    repl.handle("/undo")
+    repl.handle("/undo")
+    with pytest.raises(InputError, match="nothing"):
+        repl.handle("/undo")
+
+
+def test_retry_asks_the_same_again(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"/image {picture}")
+    repl.handle("what?")
+    repl.handle("/retry")
+    assert session.prompts[0] == session.prompts[1] == [question(picture, "what?")]
+    assert repl.conversation.messages[-1]["content"] == "reply 2 end"
+
+
+def test_edit_offers_the_question(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"/image {picture}")
+    repl.handle("wath?")
+    repl.handle("/edit")
+    assert repl.reader._draft == "wath?"
+    repl.handle("what?")
+    assert session.prompts[-1] == [question(picture, "what?")]
+
+
+@pytest.mark.parametrize(("after", "kept"), [(1, "reply "), (2, "reply 1")])
+def test_an_interrupt_keeps_what_was_said(
+    repl: Repl, session: RoteSession, after: int, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.interrupt_after = after
+    with pytest.raises(KeyboardInterrupt):
+        repl.handle("first?")
+    assert capsys.readouterr().out == f"{kept}\n"
+    session.interrupt_after = None
+    repl.handle("second?")
+    assert [m["content"] for m in session.prompts[-1]] == ["first?", kept, "second?"]
+
+
+def test_an_interrupt_before_the_reply_takes_the_question_back(
+    repl: Repl, session: RoteSession, picture: Path
+) -> None:
+    session.interrupt_after = 0
+    repl.handle(f"/image {picture}")
+    with pytest.raises(KeyboardInterrupt):
+        repl.handle("first?")
+    session.interrupt_after = None
+    repl.handle("second?")
+    assert session.prompts[-1] == [question(picture, "second?")]
+
+
+def test_clear_forgets_all_but_the_settings(repl: Repl, session: RoteSession, picture: Path) -> None:
+    for line in ("/system Be brief.", "/set temp 0.5", "first?", f"/image {picture}", "/clear", "second?"):
+        repl.handle(line)
+    assert session.prompts[-1] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "second?"},
+    ]
+    assert session.settings[-1]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "line", ["/set nothing 1", "/set temp hot", "/set top_k -1", "/set max_tokens 0", "/set temp"]
+)
+def test_a_setting_that_cannot_be_is_refused(repl: Repl, line: str) -> None:
+    with pytest.raises(InputError):
+        repl.handle(line)
+    assert repl.conversation.sampling == SamplingOptions()
+
+
+def test_save_and_load(repl: Repl, session: RoteSession, picture: Path) -> None:
+    for line in (
+        f"{picture} what?",
+        "/set seed 7",
+        "/system Be brief.",
+        "/save talk",
+        "/clear",
+        "/system none",
+    ):
+        repl.handle(line)
+    repl.handle("/load talk")
+    repl.handle("and?")
+    assert session.prompts[-1] == [
+        {"role": "system", "content": "Be brief."},
+        question(picture, "what?"),
+        {"role": "assistant", "content": "reply 1 end"},
+        {"role": "user", "content": "and?"},
+    ]
+    assert session.settings[-1]["seed"] == 7
+
+
+def test_exit(repl: Repl) -> None:
+    for line in ("/exit", "/quit", "/bye"):
+        with pytest.raises(Leave):
+            repl.handle(line)
+
+
+def test_help_names_every_command(repl: Repl, capsys: pytest.CaptureFixture[str]) -> None:
+    repl.handle("/help")
+    text = capsys.readouterr().err
+    assert all(f"/{name}" in text for name in COMMANDS)
+
+
+def test_completion(repl: Repl, picture: Path) -> None:
+    assert repl.reader.completions("/im", at_start=True) == ["/image "]
+    assert repl.reader.completions(f"{picture.parent}/a.", at_start=False) == [str(picture)]
+    (picture.parent / "my photo.png").touch()
+    assert repl.reader.completions(f"{picture.parent}/my", at_start=True) == [
+        f"{picture.parent}/my\\ photo.png"
+    ]
+
+
+def test_background_work_can_be_called_off() -> None:
+    background, started = Background(), threading.Event()
+
+    def work(cancel: threading.Event) -> None:
+        started.set()
+        cancel.wait(10)
+        raise Cancelled("stopped")
+
+    background.start(work)
+    started.wait(10)
+    assert background.running
+    background.cancel()
+    assert not background.running
+    background.wait()
+
+
+def test_background_errors_come_out_at_the_wait() -> None:
+    background = Background()
+
+    def work(cancel: threading.Event) -> None:
+        raise ImageError("no picture")
+
+    background.start(work)
+    with pytest.raises(ImageError):
+        background.wait()
+    background.wait()
