@@ -79,7 +79,9 @@ def find_device(name: str = "auto") -> Device:
         if wanted in (device.name.lower(), device.name.lower().rstrip("0")):
             return device
     names = ", ".join(d.name.lower() for d in found)
-    raise InputError(f"no device {name!r}: this build of llama-cpp-python has {names}", hint="use --device cpu")
+    raise InputError(
+        f"no device {name!r}: this build of llama-cpp-python has {names}", hint="use --device cpu"
+    )
 
 
 def cpu_device() -> Device:
@@ -89,10 +91,7 @@ def cpu_device() -> Device:
 
 def default_threads() -> int:
     """Physical cores that this process may use; more threads than cores slow ggml down."""
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
-    else:
-        usable = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, _physical_cores() or usable))
 
 
@@ -136,12 +135,15 @@ def _rpc_device(endpoint: str) -> Device:
     address = reg and lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_rpc_add_server")
     if not address:
         raise BackendError(
-            "this build of llama-cpp-python has no RPC backend", hint='rebuild it with CMAKE_ARGS="-DGGML_RPC=ON"'
+            "this build of llama-cpp-python has no RPC backend",
+            hint='rebuild it with CMAKE_ARGS="-DGGML_RPC=ON"',
         )
     # ggml_backend_reg_t ggml_backend_rpc_add_server(const char * endpoint)
     add_server = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(address)
     server = add_server(endpoint.encode())
     if not server or lib.ggml_backend_reg_dev_count(server) == 0:
-        raise BackendError(f"no RPC server answers at {endpoint}", hint="start one with rpc-server, or check HOST:PORT")
+        raise BackendError(
+            f"no RPC server answers at {endpoint}", hint="start one with rpc-server, or check HOST:PORT"
+        )
     lib.ggml_backend_register(server)
     return _device(lib.ggml_backend_reg_dev_get(server, 0))

@@ -23,7 +23,8 @@ MAGIC: Final = b"GGUF"
 _STRING, _ARRAY = 8, 9
 # enum gguf_type (gguf.h) to the numpy type of one value
 _DTYPES: Final[dict[int, str]] = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4",
+    6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 _HINT: Final = "the file is damaged or incomplete: download or convert it again"
 
@@ -103,7 +104,9 @@ def _check_magic(path: Path) -> int:
             head = f.read(len(MAGIC))
         n_bytes = path.stat().st_size
     except OSError as e:
-        raise GGUFError(f"{path}: cannot be read: {e.strerror}", hint="check the path and its permissions") from e
+        raise GGUFError(
+            f"{path}: cannot be read: {e.strerror}", hint="check the path and its permissions"
+        ) from e
     if head != MAGIC:
         raise GGUFError(
             f"{path}: not a GGUF file: begins with {head!r}, expected {MAGIC!r}",
@@ -130,7 +133,9 @@ def _tensors(path: Path, lib: Any, ctx: int, n_bytes: int) -> Iterator[tuple[str
         name = lib.gguf_get_tensor_name(ctx, i).decode("utf-8", "replace")
         kind = lib.gguf_get_tensor_type(ctx, i)
         if kind not in ggml.Type._value2member_map_:
-            raise GGUFError(f"{path}: tensor {name} has type {kind}, which this version does not know", hint=_HINT)
+            raise GGUFError(
+                f"{path}: tensor {name} has type {kind}, which this version does not know", hint=_HINT
+            )
         ne = (ctypes.c_int64 * ggml.MAX_DIMS).from_address(lib.gguf_get_tensor_ne(ctx, i))
         dims = list(ne)
         while len(dims) > 1 and dims[-1] == 1:

@@ -23,7 +23,11 @@ from qvl.runtime.ggml.devices import Device, cpu_device
 
 ROPE_TYPE_VISION: Final = 24
 PREC_F32: Final = 10
-_NUMPY: Final[dict[ggml.Type, Any]] = {ggml.Type.F32: np.float32, ggml.Type.F16: np.float16, ggml.Type.I32: np.int32}
+_NUMPY: Final[dict[ggml.Type, Any]] = {
+    ggml.Type.F32: np.float32,
+    ggml.Type.F16: np.float16,
+    ggml.Type.I32: np.int32,
+}
 
 
 class Tensor:
@@ -120,7 +124,13 @@ class Tensor:
 
     def flash_attention(self, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """softmax(scale · q kᵀ) v over [head_dim, n, n_head, batch], giving [head_dim, n_head, n, batch]."""
-        _check(self.shape[0] == k.shape[0] and k.shape == v.shape and k.type is v.type, "flash_attention", self, k, v)
+        _check(
+            self.shape[0] == k.shape[0] and k.shape == v.shape and k.type is v.type,
+            "flash_attention",
+            self,
+            k,
+            v,
+        )
         out = self.graph.op("ggml_flash_attn_ext", self, k, v, None, scale, 0.0, 0.0)
         ggml.lib().ggml_flash_attn_ext_set_prec(out.pointer, PREC_F32)
         return out
@@ -147,7 +157,9 @@ class Graph:
         """The node made by the ggml function of that name; tensors are passed by their pointers."""
         self._n_nodes += 1
         if self._n_nodes > self.max_nodes:
-            raise BackendError(f"the graph has more than {self.max_nodes} nodes", hint="encode fewer pictures at once")
+            raise BackendError(
+                f"the graph has more than {self.max_nodes} nodes", hint="encode fewer pictures at once"
+            )
         values = [a.pointer if isinstance(a, Tensor) else a for a in args]
         return Tensor(self, getattr(ggml.lib(), name)(self.context, *values))
 
@@ -301,4 +313,6 @@ def _four(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _check(ok: bool, what: str, *tensors: Tensor) -> None:
     if not ok:
-        raise ValueError(f"{what}: {' and '.join(f'{t.type.name}{list(t.shape)}' for t in tensors)} do not fit")
+        raise ValueError(
+            f"{what}: {' and '.join(f'{t.type.name}{list(t.shape)}' for t in tensors)} do not fit"
+        )

@@ -1,4 +1,4 @@
-# ruff: noqa: E501 (C prototypes keep one line each)
+# ruff: noqa: E501
 """libggml through ctypes: the one place where its C functions are declared.
 
 The shared libraries are those inside the llama-cpp-python package, found without importing it. Every

@@ -88,8 +88,12 @@ class Weights:
         context: int = lib.ggml_init(ggml.InitParams(size, None, True))
         self._contexts.append(context)
         for name, info in tensors.items():
-            ne = (ctypes.c_int64 * ggml.MAX_DIMS)(*reversed(info.shape), *[1] * (ggml.MAX_DIMS - len(info.shape)))
-            pointer = lib.ggml_new_tensor(context, int(info.type), max(1, len(info.shape)), ctypes.addressof(ne))
+            ne = (ctypes.c_int64 * ggml.MAX_DIMS)(
+                *reversed(info.shape), *[1] * (ggml.MAX_DIMS - len(info.shape))
+            )
+            pointer = lib.ggml_new_tensor(
+                context, int(info.type), max(1, len(info.shape)), ctypes.addressof(ne)
+            )
             lib.ggml_set_name(pointer, name.encode()[: ggml.MAX_NAME - 1])
             self._pointers[name] = pointer
             self.n_bytes += info.nbytes
@@ -127,7 +131,8 @@ class Weights:
         if not buffer:
             need = lib.ggml_backend_alloc_ctx_tensors_from_buft_size(context, buft)
             raise BackendError(
-                f"device {device.name} has no room for {need / 1e9:.2f} GB of weights", hint="use --device cpu"
+                f"device {device.name} has no room for {need / 1e9:.2f} GB of weights",
+                hint="use --device cpu",
             )
         lib.ggml_backend_buffer_set_usage(buffer, 1)
         self._buffers.append(buffer)

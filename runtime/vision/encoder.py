@@ -92,7 +92,9 @@ class VisionEncoder:
     def weight_bytes(self) -> int:
         return self._weights.n_bytes
 
-    def encode(self, images: Sequence[ImageSource], progress: Progress | None = None) -> list[VisionEmbedding]:
+    def encode(
+        self, images: Sequence[ImageSource], progress: Progress | None = None
+    ) -> list[VisionEmbedding]:
         """Embeddings of pictures, packed into as few runs as their sizes allow.
 
         Args:
@@ -105,7 +107,9 @@ class VisionEncoder:
         """
         return self.encode_patches([self.preprocessor.image(open_image(image)) for image in images], progress)
 
-    def encode_patches(self, inputs: Sequence[Patches], progress: Progress | None = None) -> list[VisionEmbedding]:
+    def encode_patches(
+        self, inputs: Sequence[Patches], progress: Progress | None = None
+    ) -> list[VisionEmbedding]:
         """Embeddings of preprocessed pictures and videos; see `encode`."""
         results: list[VisionEmbedding] = []
         total, done = sum(_n_patches(p.grid_thw) for p in inputs) or 1, 0
@@ -120,7 +124,10 @@ class VisionEncoder:
     def _run(self, pack: Sequence[Patches], watch: Callable[[str], bool] | None) -> list[VisionEmbedding]:
         grids = tuple(p.grid_thw for p in pack)
         encoding = self._encoding(grids)
-        set_data(encoding.pixels, np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values)
+        set_data(
+            encoding.pixels,
+            np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values,
+        )
         set_data(encoding.positions, qwen2_vl.positions(grids))
         self._runner.run(encoding.graph, watch)
         rows = get_data(encoding.output)
@@ -151,7 +158,9 @@ class VisionEncoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -174,7 +183,9 @@ def _packs(inputs: Sequence[Patches]) -> Iterator[list[Patches]]:
         yield pack
 
 
-def _watcher(progress: Progress | None, start: float, share: float, n_layer: int) -> Callable[[str], bool] | None:
+def _watcher(
+    progress: Progress | None, start: float, share: float, n_layer: int
+) -> Callable[[str], bool] | None:
     if progress is None:
         return None
     return lambda layer: progress(start + share * int(layer) / n_layer) is not False

@@ -165,7 +165,9 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], attend:
             q, k, v = (heads(linear(x, f"{block}attn_{name}"), 0) for name in ("q", "k", "v"))
         sections = [config.head_dim // 4] * 4
         q, k = q.rope_vision(where, sections), k.rope_vision(where, sections)
-        return linear(attend(q, k, v, runs, 1 / (math.sqrt(config.head_dim) * GELU_SCALE**2)), f"{block}attn_out")
+        return linear(
+            attend(q, k, v, runs, 1 / (math.sqrt(config.head_dim) * GELU_SCALE**2)), f"{block}attn_out"
+        )
 
     x = weight("v.patch_embd.weight") @ pixels
     for i in range(config.n_layer):

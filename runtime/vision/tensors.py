@@ -43,7 +43,7 @@ def read_config(file: GGUFFile) -> VisionConfig:
     config = VisionConfig(
         n_layer=_number(file, "block_count"),
         n_embd=n_embd,
-        # feed_forward_length holds the decoder's width in files of llama.cpp's converter; the shape does not lie
+        # feed_forward_length is the decoder's width in files of llama.cpp's converter
         n_ff=_info(file, "v.blk.0.ffn_up.weight").n_elements // max(n_embd, 1),
         n_head=_number(file, "attention.head_count"),
         n_out=_info(file, "mm.2.weight").shape[0],
@@ -53,7 +53,9 @@ def read_config(file: GGUFFile) -> VisionConfig:
     )
     for name, limit in _LIMITS.items():
         if not 0 < getattr(config, name) <= limit:
-            raise GGUFError(f"{file.path}: {name} is {getattr(config, name)}, expected 1 to {limit}", hint=_HINT)
+            raise GGUFError(
+                f"{file.path}: {name} is {getattr(config, name)}, expected 1 to {limit}", hint=_HINT
+            )
     if config.n_embd % config.n_head or config.head_dim % 4:
         width = config.n_embd / config.n_head
         raise GGUFError(f"{file.path}: heads are {width:g} wide, expected a multiple of 4", hint=_HINT)
@@ -110,7 +112,9 @@ def _checked(file: GGUFFile, config: VisionConfig, found: Tensors) -> Tensors:
     expected = dict(config.shapes())
     missing = sorted(expected.keys() - found.keys())
     if missing:
-        raise GGUFError(f"{file.path}: {len(missing)} tensors are missing: {', '.join(missing[:6])}", hint=_HINT)
+        raise GGUFError(
+            f"{file.path}: {len(missing)} tensors are missing: {', '.join(missing[:6])}", hint=_HINT
+        )
     for name, shape in expected.items():
         info = found[name]
         if info.shape != shape:
@@ -119,7 +123,9 @@ def _checked(file: GGUFFile, config: VisionConfig, found: Tensors) -> Tensors:
             )
         plain = name in _PATCH or len(shape) == 1
         if info.type in _INTEGERS or (plain and info.type not in _FLOATS):
-            raise GGUFError(f"{file.path}: tensor {name} has type {info.type.name}, expected a float type", hint=_HINT)
+            raise GGUFError(
+                f"{file.path}: tensor {name} has type {info.type.name}, expected a float type", hint=_HINT
+            )
     return {name: found[name] for name in expected}
 
 
@@ -152,7 +158,11 @@ def _float32(file: GGUFFile, info: TensorInfo) -> NDArray[np.float32]:
     raw = np.fromfile(file.path, np.uint8, info.nbytes, offset=info.offset)
     if info.type is ggml.Type.BF16:
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(info.shape)
-    return raw.view(np.float16 if info.type is ggml.Type.F16 else np.float32).astype(np.float32).reshape(info.shape)
+    return (
+        raw.view(np.float16 if info.type is ggml.Type.F16 else np.float32)
+        .astype(np.float32)
+        .reshape(info.shape)
+    )
 
 
 def _info(file: GGUFFile, name: str) -> TensorInfo:
