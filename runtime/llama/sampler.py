@@ -1,0 +1,235 @@
+"""Choosing the next token: llama.cpp's sampler chain, and grammars."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+
+from qvl.runtime.errors import InputError
+from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.llama.context import Context
+from qvl.runtime.llama.vocab import Vocab
+
+_TOKEN_DATA: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # struct llama_token_data
+_RANDOM_SEED: Final = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
+# general.sampling.*, as llama.cpp's converter writes them from generation_config.json
+_METADATA: Final = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "penalty_repeat",
+    "repeat_last_n": "penalty_last_n",
+}
+_BOUNDS: Final = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 30),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 100.0),
+    "repeat_last_n": (0, 1 << 20),
+    "seed": (0, _RANDOM_SEED),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The samplers apply in the order of the attributes, temperature last.
+
+    Attributes:
+        repeat_penalty: divides the logits of tokens already in the reply; 1 is off.
+        repeat_last_n: how many of the reply's last tokens count for that.
+        top_k: keep the k most likely; 0 keeps all.
+        top_p: keep the most likely that together have this probability; 1 keeps all.
+        min_p: keep those at least this likely, relative to the most likely; 0 keeps all.
+        temperature: 0 takes the most likely token always.
+        seed: None draws one.
+    """
+
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    temperature: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and least <= value <= most):
+                raise InputError(f"{name} is {value}, expected {least} to {most}")
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Sampling:
+        """The model's own settings (`general.sampling.*`); greedy where the file has none.
+
+        Qwen publishes top_k 1 for Qwen2-VL, which is greedy as well.
+        """
+        found = {name: metadata.get(f"general.sampling.{key}") for name, key in _METADATA.items()}
+        known: dict[str, Any] = {k: v for k, v in found.items() if isinstance(v, int | float)}
+        try:
+            return cls(**known)
+        except InputError:
+            return cls()  # a file's odd defaults are no reason to refuse it
+
+    def override(self, **given: float | None) -> Sampling:
+        """With what the caller has chosen; None leaves a setting as it is.
+
+        A caller who asks for a temperature wants variety. If the model's own top_k of 1 stands against it,
+        that and its top_p give way to llama.cpp's usual 40 and 0.95.
+
+        Raises:
+            InputError: a value out of bounds.
+        """
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if chosen.get("temperature", 0) > 0 and self.top_k == 1:
+            chosen = {"top_k": 40, "top_p": 0.95} | chosen
+        return replace(self, **chosen)
+
+
+def grammar_from_schema(schema: Mapping[str, Any] | str) -> str:
+    """A GBNF grammar of the JSON documents that fit a JSON schema.
+
+    Raises:
+        InputError: not a JSON schema, or one that has no grammar (external $ref, unknown types).
+    """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        return str(json_schema_to_gbnf(text))
+    except Exception as e:  # the converter raises whatever the schema made it stumble over
+        raise InputError(
+            f"the JSON schema cannot be made into a grammar: {e}", hint="simplify the schema"
+        ) from e
+
+
+class Sampler:
+    """A sampler chain with its state (random numbers, tokens seen, place in the grammar).
+
+    Use as a context manager, or call `close`.
+
+    Attributes:
+        seed: the seed in use.
+    """
+
+    def __init__(self, vocab: Vocab, sampling: Sampling, grammar: str | None = None) -> None:
+        """grammar: GBNF with a rule `root`.
+
+        Raises:
+            InputError: the grammar cannot be parsed.
+        """
+        self._c = c = llama()
+        self._vocab = vocab
+        self.seed = secrets.randbelow(_RANDOM_SEED) if sampling.seed is None else sampling.seed
+        self._chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
+        self._grammar = self._parse(grammar) if grammar is not None else None
+        for sampler in self._links(sampling):
+            c.llama_sampler_chain_add(self._chain, sampler)
+
+    def close(self) -> None:
+        """Free the chain. Doing it twice is harmless."""
+        for name in ("_chain", "_grammar"):
+            if (sampler := getattr(self, name)) is not None:
+                setattr(self, name, None)
+                self._c.llama_sampler_free(sampler)
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def sample(self, context: Context, row: int = -1) -> int | None:
+        """The token after a row of the context's last batch; None when the grammar allows no token.
+
+        row: index of the token in the batch, -1 for the last row of logits.
+        """
+        if self._grammar is None:
+            return int(self._c.llama_sampler_sample(self._chain, context.handle, row))
+        return self._sample_in_grammar(context.logits()[row])
+
+    def _links(self, sampling: Sampling) -> list[Any]:
+        c, links = self._c, []
+        if sampling.repeat_penalty != 1.0 and sampling.repeat_last_n:
+            n, last_n = self._vocab.n_tokens, sampling.repeat_last_n
+            links.append(c.llama_sampler_init_penalties(n, last_n, sampling.repeat_penalty, 0.0, 0.0))
+        if sampling.temperature == 0 or sampling.top_k == 1:
+            return [*links, c.llama_sampler_init_greedy()]
+        if sampling.top_k > 0:
+            links.append(c.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            links.append(c.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            links.append(c.llama_sampler_init_min_p(sampling.min_p, 1))
+        return [*links, c.llama_sampler_init_temp(sampling.temperature), c.llama_sampler_init_dist(self.seed)]
+
+    def _parse(self, grammar: str) -> Any:
+        complaints()
+        sampler = self._c.llama_sampler_init_grammar(self._vocab.handle, grammar.encode(), b"root")
+        if not sampler:
+            reason = complaints() or "it has no rule root"
+            raise InputError(f"the grammar cannot be parsed: {reason}", hint="it must be GBNF")
+        return sampler
+
+    def _sample_in_grammar(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int | None:
+        """Let the chain choose, and only when the grammar refuses that, choose from what it allows.
+
+        Asking the grammar about one token is cheap, about all of them it is not (llama.cpp's
+        common/sampling.cpp does the same).
+        """
+        token = self._apply(self._chain, _Candidates(logits))
+        if token is not None and not self._allowed(token):
+            candidates = _Candidates(logits)
+            self._c.llama_sampler_apply(self._grammar, candidates.pointer)
+            token = self._apply(self._chain, candidates)
+        if token is None:
+            return None
+        self._c.llama_sampler_accept(self._chain, token)
+        if token not in self._vocab.end_tokens:
+            self._c.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _apply(self, sampler: Any, candidates: _Candidates) -> int | None:
+        if not np.isfinite(candidates.data["logit"].max()):
+            return None
+        self._c.llama_sampler_apply(sampler, candidates.pointer)
+        return candidates.chosen()
+
+    def _allowed(self, token: int) -> bool:
+        one = _Candidates(np.zeros(1, np.float32), first_id=token)
+        self._c.llama_sampler_apply(self._grammar, one.pointer)
+        return bool(np.isfinite(one.data["logit"][0]))
+
+
+class _Candidates:
+    """A `llama_token_data_array` over a row of logits."""
+
+    def __init__(self, logits: np.ndarray[Any, np.dtype[np.float32]], first_id: int = 0) -> None:
+        c = llama()
+        self.data = np.empty(len(logits), _TOKEN_DATA)
+        self.data["id"] = np.arange(first_id, first_id + len(logits))
+        self.data["logit"] = logits
+        self.data["p"] = 0
+        pointer = ctypes.cast(self.data.ctypes.data, ctypes.POINTER(c.llama_token_data))
+        self._array = c.llama_token_data_array(data=pointer, size=len(logits), selected=-1, sorted=False)
+        self.pointer = ctypes.byref(self._array)
+
+    def chosen(self) -> int | None:
+        """The id that a sampler selected. Samplers may sort and cut the array, in place or elsewhere."""
+        i = self._array.selected
+        if not 0 <= i < self._array.size:
+            return None
+        entry = self._array.data[i]
+        return int(entry.id) if math.isfinite(entry.logit) else None
