@@ -1,0 +1,1 @@
+"""The embedded nano model: checkpoint, tokenizer, card; its training lives in `train`."""

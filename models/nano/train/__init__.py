@@ -1,0 +1,1 @@
+"""How the nano model is made: generator, training, export and evaluation (extra `train`)."""

@@ -1,0 +1,36 @@
+"""What is drawn when: stages that open as accuracy grows, never by the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Shares of a step's kind of batch, of pictures within it, and the tasks asked."""
+
+    shapes: tuple[float, ...]  # weight of 1, 2, 3, … shapes
+    gate: tuple[str, float] | None  # (metric, accuracy) that opens the next stage
+    buckets: dict[str, float] = field(default_factory=lambda: {"single": 1.0})
+    read: float = 0.0
+    words: float = 0.0  # share of words among pages
+    read_level: int = 1
+    pair_shapes: int = 1
+    aux: float = 1.0
+
+
+MIX = {"single": 0.76, "pair": 0.10, "video4": 0.11, "video8": 0.03}
+STAGES = (
+    Stage((1.0,), ("describe1", 0.60)),
+    Stage(
+        (0.5, 0.5), ("describe2", 0.45), {"single": 0.86, "pair": 0.05, "video4": 0.09}, read=0.12, aux=1.0
+    ),
+    Stage((0.25, 0.3, 0.3, 0.08, 0.07), ("describe3", 0.45), MIX, 0.18, 0.0, 2, 2, 0.6),
+    Stage((0.2, 0.22, 0.28, 0.08, 0.07, 0.06, 0.05, 0.04), ("read", 0.80), MIX, 0.25, 0.08, 3, 2, 0.4),
+    Stage((0.17, 0.20, 0.30, 0.08, 0.07, 0.07, 0.06, 0.05), None, MIX, 0.27, 0.3, 3, 3, 0.25),
+)
+# Weight of each task where the scene allows it; grounding in its forms is a large share on purpose.
+TASK_WEIGHTS = {
+    "describe": 2.0, "count_all": 0.8, "count_some": 1.4, "ground": 3.0, "ground_all": 1.2, "in_box": 0.6,
+    "where": 0.8, "kind_of": 0.8, "colour_of": 0.7, "size_of": 0.4, "exists": 0.6,
+}  # fmt: skip

@@ -1,0 +1,60 @@
+"""What training minimises: answers, and dense heads that tell each token what it shows and where it is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qvl.models.nano.train.model import Nano
+
+NONE_WEIGHT = 0.25  # most patches show nothing
+
+
+def answer_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(loss, correct [number of answer tokens]). A long answer weighs more than a short one, by its square root."""
+    at = x["labels"] >= 0
+    logits = F.linear(hidden[at], model.model.embed_tokens.weight).float()
+    labels = x["labels"][at]
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    weight = x["weight"][at]
+    return (loss * weight).sum() / weight.sum(), logits.detach().argmax(-1) == labels
+
+
+def _classes(logits: Tensor, target: Tensor) -> Tensor:
+    weight = torch.ones(logits.shape[-1])
+    weight[0] = NONE_WEIGHT
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), weight)
+
+
+def dense_loss(model: Nano, seen: Tensor, middle: Tensor, x: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    aux, (frames, tokens, _) = model.aux, seen.shape
+    heads = aux.patch(aux.norm(seen)).view(frames, tokens * 4, -1).split(aux.classes, -1)
+    names = ("kind", "colour", "char")
+    parts = {n: _classes(h, x[n]) for n, h in zip(names, heads, strict=True) if bool((x[n] > 0).any())}
+    with torch.no_grad():
+        accuracy = {
+            n: float((h.argmax(-1) == x[n])[x[n] > 0].float().mean())
+            for n, h in zip(names, heads, strict=True)
+            if bool((x[n] > 0).any())
+        }
+    k = torch.arange(tokens)
+    row, col = k // x["grid"][:, 1:], k % x["grid"][:, 1:]
+    centre = torch.stack((col, row, col, row), -1) + 0.5
+    shown = x["shown"]
+    if bool(shown.any()):
+        parts["box"] = 2 * F.smooth_l1_loss(aux.box(aux.norm(seen))[shown].float(), (x["box"] - centre)[shown] / 2, beta=0.1)
+        accuracy["box"] = float(parts["box"].detach())
+    index = x["vision_index"]
+    at = index >= 0
+    flat = index[at]
+    states = aux.norm(middle[at])
+    logits = aux.place(states).float()
+    parts["row"] = 0.5 * F.cross_entropy(logits[:, :13], row.flatten()[flat])
+    parts["col"] = 0.5 * F.cross_entropy(logits[:, 13:], col.flatten()[flat])
+    inside = shown.flatten()[flat]
+    if bool(inside.any()):
+        goal = x["box"].flatten(0, 1)[flat][inside] / 4
+        parts["absolute"] = 2 * F.smooth_l1_loss(aux.absolute(states[inside]).float(), goal, beta=0.1)
+        accuracy["absolute"] = float(parts["absolute"].detach())
+    return sum(parts.values(), torch.zeros(())), accuracy

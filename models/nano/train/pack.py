@@ -1,0 +1,171 @@
+"""Samples to fixed-shape batches: a shared prefix (system, pictures) and slots that hold several answers each.
+
+Every answer sees the prefix and its own question, never another answer: one picture serves many single turns.
+Positions restart after the picture for each of them, exactly as if it had been asked alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from qvl.models.nano.train.vision_input import MAX_TOKENS, Things, patches, resized, smart_resize, targets
+
+PATCHES = MAX_TOKENS * 4
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One temporal patch: one picture, or two frames of a clip."""
+
+    first: np.ndarray
+    second: np.ndarray | None
+    ids: np.ndarray
+    things: Things
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`kind` is image, pair, video or text; each turn list is one conversation about the frames."""
+
+    kind: str
+    frames: tuple[Frame, ...]
+    turns: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]  # (task, ((question, answer), …))
+    system: str | None
+    question_first: str | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A bucket of batch shapes: samples, frames a sample, prefix length, slots and slot length."""
+
+    batch: int
+    frames: int
+    prefix: int
+    slots: int
+    length: int
+
+
+class Packer:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
+        self.pad = tokenizer.token_to_id("<|endoftext|>")
+        self.image = tokenizer.token_to_id("<|image_pad|>")
+        self.video = tokenizer.token_to_id("<|video_pad|>")
+
+    def batch(self, samples: list[Sample], shape: Shape, tasks: list[str]) -> dict[str, np.ndarray]:
+        b, p, s, n = shape.batch, shape.prefix, shape.slots, shape.length
+        total = b * shape.frames
+        out = {
+            "patches": np.zeros((total, PATCHES, 588), np.uint8),
+            "second": np.zeros((total, PATCHES, 588), np.uint8),
+            "grid": np.ones((total, 2), np.int64),
+            "kind": np.full((total, PATCHES), -100, np.int64),
+            "colour": np.full((total, PATCHES), -100, np.int64),
+            "char": np.full((total, PATCHES), -100, np.int64),
+            "box": np.zeros((total, MAX_TOKENS, 4), np.float32),
+            "shown": np.zeros((total, MAX_TOKENS), bool),
+            "prefix_ids": np.full((b, p), self.pad, np.int64),
+            "prefix_pos": np.zeros((3, b, p), np.int64),
+            "prefix_valid": np.zeros((b, p), bool),
+            "vision_index": np.full((b, p), -1, np.int64),
+            "ids": np.full((b, s, n), self.pad, np.int64),
+            "pos": np.zeros((b, s, n), np.int64),
+            "segment": np.zeros((b, s, n), np.int64),
+            "labels": np.full((b, s, n), -100, np.int64),
+            "task": np.full((b, s, n), -1, np.int64),
+        }
+        for i, sample in enumerate(samples):
+            self._prefix(out, i, sample, shape)
+            self._slots(out, i, sample, shape, tasks)
+        return out
+
+    def _frame(self, out: dict[str, np.ndarray], row: int, frame: Frame) -> tuple[int, int]:
+        h, w = (v // 28 for v in smart_resize(*frame.first.shape[:2]))
+        n = h * w
+        first = patches(resized(frame.first))
+        out["patches"][row, : n * 4] = first
+        out["second"][row, : n * 4] = first if frame.second is None else patches(resized(frame.second))
+        out["grid"][row] = h, w
+        dense = targets(frame.ids, frame.things)
+        for name in ("kind", "colour", "char"):
+            out[name][row, : n * 4] = dense[name]
+        out["box"][row, :n] = dense["box"]
+        out["shown"][row, :n] = dense["shown"]
+        return h, w
+
+    def _prefix(self, out: dict[str, np.ndarray], i: int, sample: Sample, shape: Shape) -> None:
+        ids: list[int] = []
+        pos: list[tuple[int, int, int]] = []
+        index: list[int] = []
+        at = 0
+
+        def text(string: str) -> None:
+            nonlocal at
+            for token in self.encode(string):
+                ids.append(token)
+                pos.append((at, at, at))
+                index.append(-1)
+                at += 1
+
+        if sample.system is not None:
+            text(f"<|im_start|>system\n{sample.system}<|im_end|>\n")
+        text("<|im_start|>user\n")
+        if sample.question_first:
+            text(sample.question_first)
+        spans = [sample.frames] if sample.kind == "video" else [(f,) for f in sample.frames]
+        row = i * shape.frames
+        for span in spans:
+            text("<|vision_start|>")
+            for t, frame in enumerate(span):
+                h, w = self._frame(out, row, frame)
+                for k in range(h * w):
+                    ids.append(self.video if sample.kind == "video" else self.image)
+                    pos.append((at + t, at + k // w, at + k % w))
+                    index.append(row * MAX_TOKENS + k)
+                row += 1
+            at += max(len(span), h, w)
+            text("<|vision_end|>")
+        n = len(ids)
+        if n > shape.prefix:
+            raise ValueError(f"prefix of {n} tokens, room for {shape.prefix}")
+        out["prefix_ids"][i, :n] = ids
+        out["prefix_pos"][:, i, :n] = np.array(pos).T
+        out["prefix_valid"][i, :n] = True
+        out["vision_index"][i, :n] = index
+        out["pos"][i] = at  # where every conversation starts
+
+    def conversation(self, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[bool]]:
+        """Tokens after the picture, and which of them are answer."""
+        ids: list[int] = []
+        answer: list[bool] = []
+        for n, (question, reply) in enumerate(turns):
+            opening = "" if n == 0 else "\n<|im_start|>user\n"
+            asked = self.encode(opening) + self.encode(question) if opening else self.encode(question)
+            asked = asked + self.encode("<|im_end|>\n<|im_start|>assistant\n")
+            said = self.encode(reply) + self.encode("<|im_end|>")
+            ids += [*asked, *said]
+            answer += [False] * len(asked) + [True] * len(said)
+        return ids, answer
+
+    def _slots(self, out: dict[str, np.ndarray], i: int, sample: Sample, shape: Shape, tasks: list[str]) -> None:
+        used = [0] * shape.slots
+        base = int(out["pos"][i, 0, 0])
+        for number, (task, turns) in enumerate(sample.turns, start=1):
+            ids, answer = self.conversation(turns)
+            n = len(ids)
+            slot = next((k for k, u in enumerate(used) if u + n <= shape.length), None)
+            if slot is None:
+                continue
+            a, b = used[slot], used[slot] + n
+            used[slot] = b
+            out["ids"][i, slot, a:b] = ids
+            out["pos"][i, slot, a:b] = base + np.arange(n)
+            out["segment"][i, slot, a:b] = number
+            labels = np.array(ids[1:] + [-100])
+            labels[~np.array(answer[1:] + [False])] = -100
+            out["labels"][i, slot, a:b] = labels
+            out["task"][i, slot, a:b] = tasks.index(task)

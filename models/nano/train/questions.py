@@ -1,0 +1,196 @@
+"""Questions about one scene of shapes, with their true answers. Each task is a function in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from qvl.models.nano.train.lexicon import COLOURS, KINDS
+from qvl.models.nano.train.world import Scene, Shape
+
+Answer = tuple[str, str]  # question, answer
+
+DESCRIBE = (
+    "Describe this image.", "Describe the picture.", "Describe this picture.", "Describe the image.",
+    "What is in this picture?", "What is in this image?", "What is in the picture?", "What do you see?",
+    "What does the picture show?", "Describe what you see.", "Give a short caption.", "What can you see?",
+)  # fmt: skip
+COUNT_ALL = (
+    "How many shapes are there?", "How many shapes do you see?", "Count the shapes.", "How many objects are there?",
+    "How many shapes are in the picture?",
+)  # fmt: skip
+COUNT_SOME = ("How many {} are there?", "Count the {}.", "How many {} do you see?", "How many {} are in the picture?")
+FIND = ("Find the {}.", "Locate the {}.", "Detect the {}.", "Give the box of the {}.", "Point to the {}.")
+FIND_ALL = ("Find all shapes.", "Detect all objects.", "Find every shape.", "Locate all shapes.", "Find all the shapes.")
+WHERE = ("Where is the {}?", "In which place is the {}?", "What place is the {} in?")
+KIND_OF = ("What shape is at the {}?", "Which shape is at the {}?", "What is at the {}?")
+COLOUR_OF = ("What color is the {}?", "What colour is the {}?", "Which color is the {}?", "Which colour is the {}?")
+SIZE_OF = ("Is the {} small or large?", "What size is the {}?", "How large is the {}?")
+EXISTS = ("Is there a{} in the picture?", "Is there a{}?", "Do you see a{}?", "Can you see a{}?")
+IN_BOX = ("What is in {}?", "Describe {}.", "What is inside {}?")
+
+
+def pick(rng: np.random.Generator, templates: tuple[str, ...]) -> str:
+    return templates[int(rng.integers(len(templates)))]
+
+
+def plural(kind: str) -> str:
+    return kind + ("es" if kind.endswith("s") else "s")
+
+
+def phrase(shape: Shape) -> str:
+    return f"{shape.size} {shape.colour} {shape.kind}"
+
+
+def joined(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def describe_text(scene: Scene) -> str:
+    if len(scene.shapes) <= 3:
+        text = joined([f"a {phrase(s)} at the {scene.place(s)}" for s in scene.shapes])
+        return "A" + text[1:] + "."
+    counts = Counter(s.kind for s in scene.shapes)
+    parts = [f"{counts[k]} {k if counts[k] == 1 else plural(k)}" for k in KINDS if counts[k]]
+    return f"There are {len(scene.shapes)} shapes: {joined(parts)}."
+
+
+def box_text(scene: Scene, shape: Shape) -> str:
+    """Corners in [0, 1000), in steps of 10: finer digits would be noise at this resolution."""
+
+    def unit(value: int, length: int) -> int:
+        return min(990, round(100 * value / length) * 10)
+
+    x1, y1, x2, y2 = shape.box
+    a, b = unit(x1, scene.width), unit(y1, scene.height)
+    c, d = unit(x2, scene.width), unit(y2, scene.height)
+    return f"<|box_start|>({a},{b}),({c},{d})<|box_end|>"
+
+
+def ground_text(scene: Scene, shape: Shape, name: str) -> str:
+    return f"<|object_ref_start|>{name}<|object_ref_end|>{box_text(scene, shape)}"
+
+
+def names(scene: Scene) -> list[tuple[str, Shape]]:
+    """Phrases that fit exactly one shape of the scene."""
+    out = []
+    for s in scene.shapes:
+        for name, same in (
+            (f"{s.colour} {s.kind}", lambda o, s=s: (o.colour, o.kind) == (s.colour, s.kind)),
+            (s.kind, lambda o, s=s: o.kind == s.kind),
+            (f"{s.colour} shape", lambda o, s=s: o.colour == s.colour),
+            (f"{s.size} {s.kind}", lambda o, s=s: (o.size, o.kind) == (s.size, s.kind)),
+        ):
+            if sum(same(o) for o in scene.shapes) == 1:
+                out.append((name, s))
+    return out
+
+
+def _named(rng: np.random.Generator, scene: Scene, forbid: str = "") -> tuple[str, Shape] | None:
+    found = [(n, s) for n, s in names(scene) if forbid not in n.split()] if forbid else names(scene)
+    if not found:
+        return None
+    full = [(n, s) for n, s in found if n == f"{s.colour} {s.kind}"]
+    if full and rng.random() < 0.6:
+        found = full
+    return found[int(rng.integers(len(found)))]
+
+
+def describe(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    return pick(rng, DESCRIBE), describe_text(scene)
+
+
+def count_all(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    return pick(rng, COUNT_ALL), str(len(scene.shapes))
+
+
+def count_some(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    """By colour, kind or both. The answer is drawn first, so that no number is the usual one."""
+    by_answer: dict[int, list[str]] = {}
+    for colour in COLOURS:
+        n = sum(s.colour == colour for s in scene.shapes)
+        by_answer.setdefault(n, []).append(f"{colour} shapes")
+    for kind in KINDS:
+        n = sum(s.kind == kind for s in scene.shapes)
+        by_answer.setdefault(n, []).append(plural(kind))
+    for s in scene.shapes:
+        n = sum((o.kind, o.colour) == (s.kind, s.colour) for o in scene.shapes)
+        by_answer.setdefault(n, []).append(f"{s.colour} {plural(s.kind)}")
+    values = sorted(by_answer)
+    weights = np.array([{0: 0.5, 1: 0.6}.get(v, 1.0 + 0.2 * v) for v in values])
+    value = values[int(rng.choice(len(values), p=weights / weights.sum()))]
+    what = by_answer[value][int(rng.integers(len(by_answer[value])))]
+    return pick(rng, COUNT_SOME).format(what), str(value)
+
+
+def ground(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    found = _named(rng, scene)
+    if found is None:
+        return None
+    name, shape = found
+    if len(scene.shapes) == 1 and rng.random() < 0.2:
+        name = "shape"
+    return pick(rng, FIND).format(name), ground_text(scene, shape, name)
+
+
+def ground_all(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    if len(scene.shapes) > 3:
+        return None
+    return pick(rng, FIND_ALL), "".join(ground_text(scene, s, f"{s.colour} {s.kind}") for s in scene.shapes)
+
+
+def in_box(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    shape = scene.shapes[int(rng.integers(len(scene.shapes)))]
+    return pick(rng, IN_BOX).format(box_text(scene, shape)), f"A {phrase(shape)}."
+
+
+def where(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    found = _named(rng, scene)
+    return None if found is None else (pick(rng, WHERE).format(found[0]), f"At the {scene.place(found[1])}.")
+
+
+def kind_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    shape = scene.shapes[int(rng.integers(len(scene.shapes)))]
+    place = scene.place(shape)
+    if sum(scene.place(s) == place for s in scene.shapes) != 1:
+        return None
+    return pick(rng, KIND_OF).format(place), f"A {phrase(shape)}."
+
+
+def colour_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    found = [(s.kind, s) for s in scene.shapes if sum(o.kind == s.kind for o in scene.shapes) == 1]
+    if len(scene.shapes) == 1:
+        found.append(("shape", scene.shapes[0]))
+    if not found:
+        return None
+    name, shape = found[int(rng.integers(len(found)))]
+    return pick(rng, COLOUR_OF).format(name), shape.colour.capitalize() + "."
+
+
+def size_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    found = _named(rng, scene, "small")
+    if found is None or found[0].split()[0] in ("small", "large"):
+        return None
+    return pick(rng, SIZE_OF).format(found[0]), found[1].size.capitalize() + "."
+
+
+def exists(rng: np.random.Generator, scene: Scene) -> Answer | None:
+    if rng.random() < 0.5:
+        s = scene.shapes[int(rng.integers(len(scene.shapes)))]
+        colour, kind = s.colour, s.kind
+    else:  # half of the rest is a near miss: a colour and a kind that are both there
+        here = rng.random() < 0.5
+        colour = str(rng.choice([s.colour for s in scene.shapes] if here else COLOURS))
+        kind = str(rng.choice([s.kind for s in scene.shapes] if here and rng.random() < 0.5 else KINDS))
+    article = "n " if colour[0] in "aeiou" else " "
+    yes = any((s.colour, s.kind) == (colour, kind) for s in scene.shapes)
+    return pick(rng, EXISTS).format(f"{article}{colour} {kind}"), "Yes." if yes else "No."
+
+
+TASKS: dict[str, Callable[[np.random.Generator, Scene], Answer | None]] = {
+    "describe": describe, "count_all": count_all, "count_some": count_some, "ground": ground,
+    "ground_all": ground_all, "in_box": in_box, "where": where, "kind_of": kind_of, "colour_of": colour_of,
+    "size_of": size_of, "exists": exists,
+}  # fmt: skip
