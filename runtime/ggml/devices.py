@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from enum import IntEnum
@@ -138,6 +139,7 @@ def _rpc_device(endpoint: str) -> Device:
             "this build of llama-cpp-python has no RPC backend",
             hint='rebuild it with CMAKE_ARGS="-DGGML_RPC=ON"',
         )
+    _answers(endpoint)
     # ggml_backend_reg_t ggml_backend_rpc_add_server(const char * endpoint)
     add_server = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(address)
     server = add_server(endpoint.encode())
@@ -147,3 +149,15 @@ def _rpc_device(endpoint: str) -> Device:
         )
     lib.ggml_backend_register(server)
     return _device(lib.ggml_backend_reg_dev_get(server, 0))
+
+
+def _answers(endpoint: str) -> None:
+    # ggml aborts the process when it cannot connect
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as e:
+        raise BackendError(
+            f"no RPC server answers at {endpoint!r}: {e}",
+            hint="start one with rpc-server, or check HOST:PORT",
+        ) from e

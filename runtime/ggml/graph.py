@@ -39,13 +39,13 @@ class Tensor:
         struct = ggml.tensor(pointer)
         self.graph = graph
         self.pointer = pointer
-        self.shape: tuple[int, int, int, int] = tuple(struct.ne)  # type: ignore[assignment]
+        self.shape: tuple[int, int, int, int] = tuple(struct.ne)
         self.type = ggml.Type(struct.type)
 
     @property
     def strides(self) -> tuple[int, int, int, int]:
         """Bytes from one element to the next along each axis."""
-        return tuple(ggml.tensor(self.pointer).nb)  # type: ignore[return-value]
+        return tuple(ggml.tensor(self.pointer).nb)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         _check(self.shape[0] == x.shape[0], "matmul", self, x)
@@ -251,7 +251,7 @@ class Runner:
 
         def on_node(pointer: int, ask: bool, _: int) -> bool:
             nonlocal stopped
-            name = ggml.tensor(pointer).name
+            name: bytes = ggml.tensor(pointer).name
             watched = name.startswith(b"@")
             if ask:
                 return watched

@@ -92,6 +92,11 @@ class VisionEncoder:
     def weight_bytes(self) -> int:
         return self._weights.n_bytes
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory beside the weights that the last run took."""
+        return self._runner.buffer_bytes()
+
     def encode(
         self, images: Sequence[ImageSource], progress: Progress | None = None
     ) -> list[VisionEmbedding]:
