@@ -168,7 +168,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _entry(path: Path, name: str, value: object, base: int) -> TensorEntry:
@@ -178,7 +178,7 @@ def _entry(path: Path, name: str, value: object, base: int) -> TensorEntry:
     if not isinstance(value, dict):
         raise damaged(f"an object was expected, found {type(value).__name__}")
     dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if dtype not in ITEM_SIZE:
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         if isinstance(dtype, str) and dtype in OTHER_DTYPES:
             raise CheckpointError(
                 f"{path}: tensor {name!r} is {dtype}, expected one of {', '.join(ITEM_SIZE)}",
