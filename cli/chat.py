@@ -59,7 +59,10 @@ def chat(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Talk about pictures and videos: one question with -p, else a conversation."""
+    """Talk about pictures and videos.
+
+    One question with -p, or from a pipe; else a conversation.
+    """
     from qvl.cli import sessions
     from qvl.cli.conversation import Conversation
     from qvl.cli.engine import open_model

@@ -59,7 +59,7 @@ def convert(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Turn a Qwen2-VL checkpoint into a text GGUF and a vision GGUF (mmproj)."""
+    """Turn a checkpoint into two GGUF files."""
     from qvl.convert import convert as run
 
     out = Output(quiet)

@@ -30,7 +30,10 @@ def inspect(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what a GGUF file holds: hyperparameters, tensors by type, tokenizer, memory."""
+    """Show what a GGUF file holds.
+
+    Hyperparameters, tensors and bytes by type, tokenizer, and the memory a context takes.
+    """
     from qvl.runtime.ggml.gguf import read_gguf
 
     out = Output(quiet)

@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Qwen2-VL on a laptop: convert it, talk to pictures, caption folders.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich alone takes longer to import than the help may take
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

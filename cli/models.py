@@ -10,7 +10,7 @@ from qvl.cli.output import Output
 
 
 def models(json: options.Json = False) -> None:
-    """List the known checkpoints of the Qwen2-VL family, with sizes and licences."""
+    """List the checkpoints that are known to work."""
     out = Output()
     known = registry()
     if json:

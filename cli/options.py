@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,11 @@ from typing import Annotated, Any
 import typer
 
 
-def _in(panel: str) -> Callable[..., Any]:
-    """typer.Option under a heading of the help."""
-    return partial(typer.Option, rich_help_panel=panel)
-
-
-_model, _sampling, _output = _in("Model"), _in("Sampling"), _in("Output")
 flag = partial(typer.Option, metavar="")  # an option without a value
 
 Model = Annotated[
     str | None,
-    _model(
+    typer.Option(
         "-m",
         "--model",
         metavar="FILE|DIR",
@@ -29,49 +22,53 @@ Model = Annotated[
     ),
 ]
 Mmproj = Annotated[
-    Path | None, _model("--mmproj", metavar="FILE", help="The vision GGUF, if not beside the text file.")
+    Path | None,
+    typer.Option("--mmproj", metavar="FILE", help="The vision GGUF, if not beside the text file."),
 ]
 Device = Annotated[
-    str, _model("--device", metavar="NAME", help="auto, cpu, or a device of ggml (CUDA0, Metal).")
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, or a device of ggml (CUDA0, Metal).")
 ]
 GpuLayers = Annotated[
-    int | None, _model("-ngl", "--n-gpu-layers", metavar="N", help="Layers on the device. Default: all.")
+    int | None,
+    typer.Option("-ngl", "--n-gpu-layers", metavar="N", help="Layers on the device. Default: all."),
 ]
-CtxSize = Annotated[int, _model("-c", "--ctx-size", metavar="N", min=64, help="Tokens the context holds.")]
+CtxSize = Annotated[
+    int, typer.Option("-c", "--ctx-size", metavar="N", min=64, help="Tokens the context holds.")
+]
 Threads = Annotated[
-    int | None, _model("-t", "--threads", metavar="N", min=1, help="Default: one for each core.")
+    int | None, typer.Option("-t", "--threads", metavar="N", min=1, help="Default: one for each core.")
 ]
 MinPixels = Annotated[
-    int | None, _model("--min-pixels", metavar="N", min=1, help="Enlarge smaller pictures to this area.")
+    int | None,
+    typer.Option("--min-pixels", metavar="N", min=1, help="Enlarge smaller pictures to this area."),
 ]
 MaxPixels = Annotated[
-    int | None, _model("--max-pixels", metavar="N", min=1, help="Shrink larger pictures to this area.")
+    int | None, typer.Option("--max-pixels", metavar="N", min=1, help="Shrink larger pictures to this area.")
 ]
 
-MaxTokens = Annotated[int, _sampling("-n", "--max-tokens", metavar="N", min=1, help="Stop after so many.")]
+MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Stop after so many.")]
 Temperature = Annotated[
-    float | None, _sampling("--temp", metavar="X", min=0.0, help="0 is greedy. Default: the model's own.")
+    float | None, typer.Option("--temp", metavar="X", min=0.0, help="0 is greedy. Default: the model's own.")
 ]
-TopK = Annotated[int | None, _sampling("--top-k", metavar="N", min=0, help="Sample from the N likeliest.")]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", min=0, help="Sample from the N likeliest.")]
 TopP = Annotated[
     float | None,
-    _sampling("--top-p", metavar="X", min=0.0, max=1.0, help="From the likeliest that make up X."),
+    typer.Option("--top-p", metavar="X", min=0.0, max=1.0, help="From the likeliest that make up X."),
 ]
 MinP = Annotated[
     float | None,
-    _sampling("--min-p", metavar="X", min=0.0, max=1.0, help="From those over X of the likeliest."),
+    typer.Option("--min-p", metavar="X", min=0.0, max=1.0, help="From those over X of the likeliest."),
 ]
 RepeatPenalty = Annotated[
-    float | None, _sampling("--repeat-penalty", metavar="X", min=0.01, help="Over 1 discourages repetition.")
+    float | None,
+    typer.Option("--repeat-penalty", metavar="X", min=0.01, help="Over 1 discourages repetition."),
 ]
-Seed = Annotated[int | None, _sampling("--seed", metavar="N", min=0, help="The same seed, the same text.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="The same seed, the same text.")]
 
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
-Json = Annotated[bool, _output("--json", metavar="", help="Print JSON.")]
-Quiet = Annotated[bool, _output("-q", "--quiet", metavar="", help="Only warnings and errors on stderr.")]
-Verbose = Annotated[
-    bool, _output("-v", "--verbose", metavar="", help="Timings, and llama.cpp's log, on stderr.")
-]
+Json = Annotated[bool, flag("--json", help="Print JSON.")]
+Quiet = Annotated[bool, flag("-q", "--quiet", help="Only warnings and errors on stderr.")]
+Verbose = Annotated[bool, flag("-v", "--verbose", help="Timings, and llama.cpp's log, on stderr.")]
 
 
 @dataclass(frozen=True)
