@@ -18,9 +18,11 @@ from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.ggml.graph import Graph, Runner, get_data, set_data
 from qvl.runtime.vision import qwen2_vl, tensors
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
+from qvl.runtime.vision.frames import VideoSource
 from qvl.runtime.vision.image import ImageSource, open_image
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
 from qvl.runtime.vision.qwen2_vl import Encoding, Grid, VisionConfig
+from qvl.runtime.vision.video import VideoOptions, load_video
 
 PACK_PATCHES: Final = 4096
 Progress = Callable[[float], bool | None]
@@ -111,6 +113,23 @@ class VisionEncoder:
             Cancelled: progress asked to stop.
         """
         return self.encode_patches([self.preprocessor.image(open_image(image)) for image in images], progress)
+
+    def encode_video(
+        self, video: VideoSource, options: VideoOptions | None = None, progress: Progress | None = None
+    ) -> VisionEmbedding:
+        """Embeddings of a video: frames at 2 a second, two to a temporal patch.
+
+        Args:
+            video: a file that OpenCV reads, a folder of frames, a sequence of pictures, or uint8
+                [n, h, w, 3].
+            options: how to sample it.
+
+        Raises:
+            VideoError: the video cannot be read.
+            Cancelled: progress asked to stop.
+        """
+        frames = load_video(video, self.preprocessor, options)
+        return self.encode_patches([self.preprocessor.patchify(frames.frames)], progress)[0]
 
     def encode_patches(
         self, inputs: Sequence[Patches], progress: Progress | None = None
