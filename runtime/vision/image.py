@@ -56,10 +56,20 @@ _KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, magic, what the file i
     (4, b"ftypmif1", "a HEIF picture"),
     (4, b"ftypavif", "an AVIF picture"),
     (4, b"ftyp", "an MP4 or QuickTime video"),
-    (0, b"\x89PNG", "a PNG picture, damaged"),
-    (0, b"\xff\xd8\xff", "a JPEG picture, damaged"),
-    (0, b"GIF8", "a GIF picture, damaged"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"GIF8", "a GIF picture"),
 )
+_HINTS = {  # for what is no picture, or none that this Pillow reads
+    "a HEIC picture": "install support for it: pip install 'qvl[heif]'",
+    "a HEIF picture": "install support for it: pip install 'qvl[heif]'",
+    "an AVIF picture": "install a Pillow that was built with AVIF (11.3 and later wheels are)",
+    "a PDF document": "save the page as a PNG first",
+    "an SVG drawing": "save the drawing as a PNG first",
+    "an MP4 or QuickTime video": "pass it as a video: --video FILE",
+    "a Matroska or WebM video": "pass it as a video: --video FILE",
+    "a Git LFS pointer, not the file itself": "run `git lfs pull`",
+}
 
 _EXPECTED = "a picture (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, …)"
 
@@ -167,27 +177,24 @@ def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int) -> Image.I
     return _decode(image, name, max_source_pixels)
 
 
+def file_kind(head: bytes) -> str:
+    """Say in words what a file is, from its first bytes (64 do): for errors about files of another kind."""
+    if not head:
+        return "an empty file"
+    kind = next((kind for at, magic, kind in _KINDS if head[at : at + len(magic)] == magic), None)
+    if kind is None:
+        is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+        kind = "text" if is_text else f"a file that begins with {head[:8]!r}"
+    return kind
+
+
 def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     """Say what a file is that no decoder took."""
     file.seek(0)
-    head = file.read(512)
-    if not head:
-        return ImageError(f"{name}: expected {_EXPECTED}, found an empty file")
-    kind = next((kind for at, magic, kind in _KINDS if head[at : at + len(magic)] == magic), None)
-    if kind is None:
-        printable = sum(32 <= byte < 127 or byte in b"\t\r\n" or byte >= 128 for byte in head)
-        kind = "text" if printable == len(head) else f"a file that begins with {head[:8]!r}"
-    hints = {
-        "a HEIC picture": "install support for it: pip install 'qvl[heif]'",
-        "a HEIF picture": "install support for it: pip install 'qvl[heif]'",
-        "an AVIF picture": "install a Pillow that was built with AVIF (11.3 and later wheels are)",
-        "a PDF document": "save the page as a PNG first",
-        "an SVG drawing": "save the drawing as a PNG first",
-        "an MP4 or QuickTime video": "pass it as a video: --video FILE",
-        "a Matroska or WebM video": "pass it as a video: --video FILE",
-        "a Git LFS pointer, not the file itself": "run `git lfs pull`",
-    }
-    hint = hints.get(kind, "save the picture anew" if kind.endswith("damaged") else "check the path")
+    kind = file_kind(file.read(512))
+    if kind in ("a PNG picture", "a JPEG picture", "a GIF picture"):
+        return ImageError(f"{name}: {kind} that is damaged or cut short", hint="fetch or save it anew")
+    hint = _HINTS.get(kind, "check the path")
     return ImageError(f"{name}: expected {_EXPECTED}, found {kind}", hint=hint)
 
 

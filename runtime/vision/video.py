@@ -1,0 +1,183 @@
+"""Frames of a video, as Qwen2-VL was trained to see them: two a second, an even number, within a budget.
+
+Which frames, and how large, follows qwen-vl-utils 0.0.14 (`vision_process.smart_nframes`, `fetch_video`); the
+budget of pixels is that of its versions for Qwen2-VL (to 0.0.8), a fifth of what later models may use. Frames
+are resized as they are read, so memory is that of the resized frames, however long the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qvl.runtime.errors import Cancelled, ImageError, VideoError
+from qvl.runtime.vision.frames import Clip, CutShort, Frames, VideoSource, open_frames, video_name
+from qvl.runtime.vision.preprocess import Preprocessor, smart_resize
+
+Progress: TypeAlias = Callable[[float], bool | None]
+"""Called with the fraction done; returning False stops."""
+
+FRAME_FACTOR = 2
+"""Frames are taken in multiples of this: a patch spans two frames."""
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How to sample a video.
+
+    Attributes:
+        fps: frames to take a second.
+        min_frames, max_frames: bounds of their number; a shorter video gives what it has.
+        min_pixels, max_pixels: bounds of a frame's area after resizing, in pixels.
+        total_pixels: bound of the area of all frames over two (of all tokens), in pixels.
+        source_fps: frames a second of a folder or list of frames; None takes them as sampled already.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int = 128 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    total_pixels: int = 24576 * 28 * 28
+    source_fps: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames sampled from a video, resized for the model.
+
+    Attributes:
+        frames: uint8 [n, h, w, 3], h and w multiples of 28; what `Preprocessor.patchify` takes.
+        indices: place of each in the video, counted from 0.
+        seconds: time of each; for frames without a rate, as if they came at `VideoOptions.fps`.
+        source_size: (height, width) of the video as shown, in pixels.
+    """
+
+    frames: NDArray[np.uint8]
+    indices: tuple[int, ...]
+    seconds: tuple[float, ...]
+    source_size: tuple[int, int]
+
+
+def frame_indices(n_frames: int, source_fps: float | None, options: VideoOptions) -> list[int]:
+    """Places of the frames to take, rising, spread evenly from the first to the last.
+
+    An even number of them, unless the video has one frame or its rate is None (frames sampled already: all
+    of them, up to `max_frames`). Equal to qwen-vl-utils', single precision of torch.linspace included.
+    """
+    most = min(options.max_frames, n_frames)
+    if source_fps is None:
+        count = most
+    else:
+        least = math.ceil(options.min_frames / FRAME_FACTOR) * FRAME_FACTOR
+        wanted = max(n_frames / source_fps * options.fps, least)
+        count = math.floor(min(wanted, most) / FRAME_FACTOR) * FRAME_FACTOR
+    count = max(count, 1)
+    if source_fps is None and count == n_frames:
+        return list(range(n_frames))
+    last = np.float32(n_frames - 1)
+    step = last / np.float32(max(count - 1, 1))
+    place = np.arange(count, dtype=np.float32)
+    forward, backward = step * place, last - step * (np.float32(count - 1) - place)
+    return np.rint(np.where(place < count // 2, forward, backward)).astype(int).tolist()  # type: ignore[no-any-return]
+
+
+def frame_size(
+    height: int, width: int, n: int, preprocessor: Preprocessor, options: VideoOptions
+) -> tuple[int, int]:
+    """The (height, width) in pixels to which each of n frames of this size is resized.
+
+    The budget is qwen-vl-utils'; the preprocessor's own bound of a picture holds as well.
+
+    Raises:
+        ImageError: an aspect ratio over 200.
+    """
+    share = options.total_pixels / n * FRAME_FACTOR
+    high = max(min(options.max_pixels, share), int(options.min_pixels * 1.05))
+    high = min(high, preprocessor.max_pixels)
+    low = min(options.min_pixels, preprocessor.max_pixels)
+    return smart_resize(height, width, factor=preprocessor.factor, min_pixels=low, max_pixels=high)
+
+
+def load_video(
+    source: VideoSource,
+    preprocessor: Preprocessor,
+    options: VideoOptions | None = None,
+    progress: Progress | None = None,
+) -> VideoFrames:
+    """Sample a video's frames and resize them.
+
+    Args:
+        source: a file that OpenCV reads, a folder of pictures (in natural order of their names), a
+            sequence of pictures, or uint8 [n, h, w, 3]. Frames must be of one size.
+        preprocessor: gives the patch geometry and the bound of a frame's area.
+        options: see `VideoOptions`.
+        progress: called after every frame with the fraction done; returning False stops.
+
+    Raises:
+        VideoError: no such file, not a video, damaged, without frames, or with frames of several sizes.
+        Cancelled: progress asked to stop.
+    """
+    options = options or VideoOptions()
+    _check_options(options)
+    name = video_name(source)
+    reader = open_frames(source, options.source_fps)
+    try:
+        for attempt in (1, 2):
+            try:
+                return _load(reader, name, preprocessor, options, progress)
+            except CutShort as error:
+                if attempt == 2 or not isinstance(reader, Clip):
+                    raise VideoError(
+                        f"{name}: the frames cannot be read", hint="convert the video anew"
+                    ) from error
+                reader.recount()
+        raise AssertionError("unreachable")
+    except ImageError as error:
+        raise VideoError(f"{name}: {error.message}", hint=error.hint) from error
+    finally:
+        reader.close()
+
+
+def _load(
+    reader: Frames, name: str, preprocessor: Preprocessor, options: VideoOptions, progress: Progress | None
+) -> VideoFrames:
+    if reader.n_frames < 1:
+        raise VideoError(f"{name}: a video without frames")
+    indices = frame_indices(reader.n_frames, reader.fps, options)
+    shown: tuple[int, int] | None = None
+    size = (0, 0)
+    frames: list[NDArray[np.uint8]] = []
+    for frame in reader.read(indices):
+        now = (frame.height, frame.width) if isinstance(frame, Image.Image) else frame.shape[:2]
+        if shown is None:
+            shown = (now[0], now[1])
+            size = frame_size(*shown, len(indices), preprocessor, options)
+        elif now != shown:
+            raise VideoError(
+                f"{name}: frame {indices[len(frames)]} is {now[1]}x{now[0]}, "
+                f"the first is {shown[1]}x{shown[0]}",
+                hint="all frames must have one size",
+            )
+        frames.append(preprocessor.resize(frame, size))
+        if progress is not None and progress(len(frames) / len(indices)) is False:
+            raise Cancelled(f"{name}: stopped while reading frames")
+    assert shown is not None
+    rate = reader.fps or options.fps
+    return VideoFrames(np.stack(frames), tuple(indices), tuple(i / rate for i in indices), shown)
+
+
+def _check_options(options: VideoOptions) -> None:
+    rates = [options.fps] if options.source_fps is None else [options.fps, options.source_fps]
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise VideoError(f"fps is {rates}, expected a positive number")
+    if not 1 <= options.min_frames <= options.max_frames:
+        raise VideoError(f"frames from {options.min_frames} to {options.max_frames} are no range")
+    if min(options.min_pixels, options.max_pixels, options.total_pixels) < 1:
+        raise VideoError("a bound of pixels is under 1")
