@@ -18,8 +18,9 @@ from qvl.cli.sessions import Saved
 from qvl.runtime.errors import Cancelled, InputError, QvlError
 
 if TYPE_CHECKING:
-    from qvl.runtime.model import Model, Reply
+    from qvl.runtime.model import Model
     from qvl.runtime.session import Session
+    from qvl.runtime.stream import Progress, Reply
 
 Message = dict[str, Any]
 
@@ -46,16 +47,21 @@ class Conversation:
         self._session: Session = self.model.session()
         self._eager = Background()
 
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self._session.n_ctx
+
     # asking ----------------------------------------------------------------------------------------
 
-    def ask(self, text: str, progress: Callable[..., None] | None = None) -> Iterator[str]:
+    def ask(self, text: str, progress: Progress | None = None) -> Iterator[str]:
         """Put a question and stream the reply's text.
 
         If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
         was read, the question is taken back and what was attached is attached again.
         """
         try:
-            self._eager.wait()
+            self._eager.wait(progress)
         except QvlError:
             self.pending.clear()  # what cannot be looked at should not stand in the way of every question
             raise
@@ -73,7 +79,7 @@ class Conversation:
                 self.messages.pop()
                 self.pending = attached
 
-    def _answer(self, pieces: list[str], progress: Callable[..., None] | None) -> Iterator[str]:
+    def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
         self.reply = None
         stream = self._session.generate(
             self._prompt(), schema=self.schema, progress=progress, **self.sampling.kwargs()
@@ -82,8 +88,11 @@ class Conversation:
             for piece in stream:
                 pieces.append(piece.text)
                 yield piece.text
-        finally:
+        except (KeyboardInterrupt, GeneratorExit):
+            stream.cancel()
             self.reply = stream.result()
+            raise
+        self.reply = stream.result()
 
     def _prompt(self) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -103,7 +112,9 @@ class Conversation:
             return
         opening = {"role": "user", "content": [a.part() for a in self.pending]}
         prompt = [*self._prompt(), opening]
-        self._eager.start(lambda cancel: self._session.prefill(prompt, cancel=cancel))
+        self._eager.start(
+            lambda cancel, progress: self._session.prefill(prompt, cancel=cancel, progress=progress)
+        )
 
     # changing what was said ------------------------------------------------------------------------
 
@@ -194,16 +205,17 @@ class Background:
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
         self._error: QvlError | None = None
+        self._progress: Progress | None = None
 
-    def start(self, work: Callable[[threading.Event], Any]) -> None:
+    def start(self, work: Callable[[threading.Event, Progress], Any]) -> None:
         """Begin; what was under way is called off first."""
         self.cancel()
-        self._cancel, self._error = threading.Event(), None
+        self._cancel, self._error, self._progress = threading.Event(), None, None
         cancel = self._cancel
 
         def run() -> None:
             try:
-                work(cancel)
+                work(cancel, self._report)
             except Cancelled:
                 return
             except QvlError as e:
@@ -211,6 +223,10 @@ class Background:
 
         self._thread = threading.Thread(target=run, name="look-ahead", daemon=True)
         self._thread.start()
+
+    def _report(self, stage: str, fraction: float) -> None:
+        if self._progress is not None:
+            self._progress(stage, fraction)
 
     @property
     def running(self) -> bool:
@@ -222,12 +238,13 @@ class Background:
         self._join()
         self._error = None
 
-    def wait(self) -> None:
-        """Wait for the end.
+    def wait(self, progress: Progress | None = None) -> None:
+        """Wait for the end, and show from here on how far it is.
 
         Raises:
             QvlError: what the work has raised.
         """
+        self._progress = progress
         self._join()
         error, self._error = self._error, None
         if error:

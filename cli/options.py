@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-
 flag = partial(typer.Option, metavar="")  # an option without a value
 
 Model = Annotated[

@@ -11,10 +11,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from qvl.runtime.errors import QvlError
 
@@ -56,12 +56,6 @@ def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = N
         return (pad + "  ".join(cells)).rstrip()
 
     return "\n".join(map(line, lines))
-
-
-class Advance(Protocol):
-    """What a task calls as it goes on: how much is done, of how much, and what it is at."""
-
-    def __call__(self, done: float, total: float, label: str = "", /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -123,44 +117,60 @@ class Output:
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     @contextmanager
-    def progress(self, label: str, unit: str = "bytes") -> Iterator[Advance]:
+    def progress(self, label: str, unit: str = "bytes", delay: float = 0.0) -> Iterator[Bar]:
         """A bar on stderr while the body runs; gone when it ends, and nothing when stderr is no terminal.
 
         Args:
-            unit: "bytes" counts in MB with a rate; anything else is a plain counter with that name.
+            unit: "bytes" counts in MB with a rate, "%" shows a share, others are counted by name.
+            delay: seconds before it appears, so that what is quick shows none.
         """
-        if not self.shows_bars:
-            yield lambda done, total, label="", /: None
-            return
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        bar = Bar(label, unit, delay) if self.shows_bars else Bar(label, unit, float("inf"))
+        try:
+            yield bar
+        finally:
+            bar.close()
 
-        counters: list[ProgressColumn] = (
-            [DownloadColumn(), TransferSpeedColumn()]
-            if unit == "bytes"
-            else [MofNCompleteColumn(), TextColumn(unit)]
-        )
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            *counters,
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console(), transient=True) as bar:
-            task = bar.add_task(label, total=None)
 
-            def advance(done: float, total: float, label_now: str = "", /) -> None:
-                bar.update(task, completed=done, total=total, description=label_now or label)
+class Bar:
+    """A progress bar that appears when it is first told of progress; call it with (done, total, label)."""
 
-            yield advance
+    def __init__(self, label: str, unit: str, delay: float) -> None:
+        self._label, self._unit = label, unit
+        self._from = time.monotonic() + delay
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, done: float, total: float, label: str = "", /) -> None:
+        if self._bar is None:
+            if time.monotonic() < self._from:
+                return
+            self._bar = _rich_bar(self._unit)
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=None)
+        self._bar.update(self._task, completed=done, total=total, description=label or self._label)
+
+    def close(self) -> None:
+        """Take the bar off the screen. It does not come back."""
+        bar, self._bar, self._from = self._bar, None, float("inf")
+        if bar is not None:
+            bar.stop()
+
+
+def _rich_bar(unit: str) -> Any:
+    from rich import progress
+
+    counters: dict[str, list[progress.ProgressColumn]] = {
+        "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
+        "%": [progress.TaskProgressColumn()],
+    }
+    named: list[progress.ProgressColumn] = [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
+    columns: list[progress.ProgressColumn] = [
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        *counters.get(unit, named),
+        progress.TimeRemainingColumn(),
+    ]
+    return progress.Progress(*columns, console=console(), transient=True)
 
 
 def console() -> Any:
@@ -180,16 +190,3 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
 def _stderr(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def throttled(call: Callable[[str], None], seconds: float = 60.0) -> Callable[[str], None]:
-    """The call, let through at most once in so many seconds: progress for a log file."""
-    last = time.monotonic()
-
-    def through(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            call(text)
-
-    return through

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from qvl.cli import commands, sessions
 from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path
 from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
-from qvl.cli.output import Output, human_seconds
+from qvl.cli.output import Output
+from qvl.cli.report import reply_json, stats_text
 from qvl.runtime.errors import ImageError, InputError, QvlError
 
-PROMPT = ">>> "
+PROMPT: Final = ">>> "
+_BAR_AFTER: Final = 0.5
+_STAGES: Final = {"encode": "looking", "prefill": "reading"}
 
 
 class Repl:
     """A conversation driven by typed lines."""
 
-    def __init__(self, conversation: Conversation, out: Output) -> None:
+    def __init__(self, conversation: Conversation, out: Output, *, as_json: bool = False) -> None:
         self.conversation = conversation
         self.out = out
+        self.as_json = as_json
         self.reader = LineReader(f"/{name}" for name in commands.COMMANDS)
 
     def run(self) -> int:
@@ -79,13 +84,21 @@ class Repl:
         """Stream the reply to stdout and keep the conversation for `--continue`."""
         written = False
         try:
-            for piece in self.conversation.ask(text):
-                self.out.write(piece)
-                written = True
+            with self.out.progress("", "%", delay=_BAR_AFTER) as bar:
+                for piece in self.conversation.ask(
+                    text, lambda stage, share: bar(share, 1.0, _STAGES[stage])
+                ):
+                    bar.close()
+                    if not self.as_json:
+                        self.out.write(piece)
+                    written = True
         finally:
             if written:
-                self.out.line()
+                if not self.as_json:
+                    self.out.line()
                 sessions.save(sessions.LAST, self.conversation.saved())
+        if self.as_json:
+            self.out.json(reply_json(self.conversation))
         if self.out.verbose:
             self.show_stats()
 
@@ -103,7 +116,6 @@ class Repl:
 
     def show_stats(self) -> None:
         """Say what the last reply cost."""
-        reply = self.conversation.reply
-        if reply is None:
+        if self.conversation.reply is None:
             raise InputError("nothing has been answered yet")
-        self.out.note(human_seconds(0))
+        self.out.dim(stats_text(self.conversation))

@@ -17,6 +17,7 @@ from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.repl import Repl
 from qvl.runtime.errors import Cancelled, ImageError, InputError
+from qvl.runtime.stream import Reply
 
 
 @dataclass
@@ -33,7 +34,7 @@ class RoteSession:
         self.settings.append(kwargs)
         return RoteStream(["reply ", f"{len(self.prompts)}", " end"], self.interrupt_after)
 
-    def prefill(self, messages: list[dict[str, Any]], cancel: threading.Event) -> None:
+    def prefill(self, messages: list[dict[str, Any]], cancel: threading.Event, progress: Any) -> None:
         self.looked_at.append(messages)
 
 
@@ -48,8 +49,11 @@ class RoteStream:
                 raise KeyboardInterrupt
             yield SimpleNamespace(text=text)
 
-    def result(self) -> Any:
-        return SimpleNamespace(finish_reason="stop")
+    def cancel(self) -> None:
+        self.pieces = []
+
+    def result(self) -> Reply:
+        return Reply("".join(self.pieces), (), "stop")
 
 
 @pytest.fixture
@@ -247,7 +251,7 @@ def test_completion(repl: Repl, picture: Path) -> None:
 def test_background_work_can_be_called_off() -> None:
     background, started = Background(), threading.Event()
 
-    def work(cancel: threading.Event) -> None:
+    def work(cancel: threading.Event, progress: Any) -> None:
         started.set()
         cancel.wait(10)
         raise Cancelled("stopped")
@@ -263,7 +267,7 @@ def test_background_work_can_be_called_off() -> None:
 def test_background_errors_come_out_at_the_wait() -> None:
     background = Background()
 
-    def work(cancel: threading.Event) -> None:
+    def work(cancel: threading.Event, progress: Any) -> None:
         raise ImageError("no picture")
 
     background.start(work)

@@ -1,0 +1,42 @@
+"""What a reply cost, for people and for scripts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from qvl.cli.output import human_seconds
+
+if TYPE_CHECKING:
+    from qvl.cli.conversation import Conversation
+
+
+def reply_json(conversation: Conversation) -> dict[str, Any]:
+    """The last reply as `--json` prints it: text, finish reason, usage, timings in seconds."""
+    reply = conversation.reply
+    assert reply is not None
+    return {
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "model": str(conversation.model.path),
+        "usage": asdict(reply.usage),
+        "timings": {name: round(value, 4) for name, value in asdict(reply.timings).items()},
+    }
+
+
+def stats_text(conversation: Conversation) -> str:
+    """The last reply's tokens, times and rates as a table."""
+    reply = conversation.reply
+    assert reply is not None
+    usage, timings = reply.usage, reply.timings
+    encoded = human_seconds(timings.encode_seconds)
+    read = f"{human_seconds(timings.prefill_seconds)} ({reply.prefill_rate:.0f}/s)"
+    written = f"{human_seconds(timings.generate_seconds)} ({reply.generate_rate:.1f}/s)"
+    used = usage.prompt_tokens + usage.completion_tokens
+    rows = (
+        ("pictures", usage.image_tokens, f"tokens, {usage.images_encoded} encoded in {encoded}"),
+        ("prompt", usage.prompt_tokens, f"tokens, {usage.cached_tokens} kept, the others read in {read}"),
+        ("reply", usage.completion_tokens, f"tokens in {written}"),
+        ("context", used, f"of {conversation.n_ctx} tokens in use"),
+    )
+    return "\n".join(f"{name:<8}  {n:>6} {rest}" for name, n, rest in rows)
