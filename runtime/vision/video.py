@@ -151,26 +151,24 @@ def _load(
     if reader.n_frames < 1:
         raise VideoError(f"{name}: a video without frames")
     indices = frame_indices(reader.n_frames, reader.fps, options)
-    shown: tuple[int, int] | None = None
-    size = (0, 0)
-    frames: list[NDArray[np.uint8]] = []
-    for frame in reader.read(indices):
+    frames = np.empty(0, np.uint8)
+    shown = (0, 0)
+    for done, frame in enumerate(reader.read(indices)):
         now = (frame.height, frame.width) if isinstance(frame, Image.Image) else frame.shape[:2]
-        if shown is None:
+        if done == 0:
             shown = (now[0], now[1])
             size = frame_size(*shown, len(indices), preprocessor, options)
+            frames = np.empty((len(indices), *size, 3), np.uint8)
         elif now != shown:
             raise VideoError(
-                f"{name}: frame {indices[len(frames)]} is {now[1]}x{now[0]}, "
-                f"the first is {shown[1]}x{shown[0]}",
+                f"{name}: frame {indices[done]} is {now[1]}x{now[0]}, the first is {shown[1]}x{shown[0]}",
                 hint="all frames must have one size",
             )
-        frames.append(preprocessor.resize(frame, size))
-        if progress is not None and progress(len(frames) / len(indices)) is False:
+        frames[done] = preprocessor.resize(frame, frames.shape[1:3])
+        if progress is not None and progress((done + 1) / len(indices)) is False:
             raise Cancelled(f"{name}: stopped while reading frames")
-    assert shown is not None
     rate = reader.fps or options.fps
-    return VideoFrames(np.stack(frames), tuple(indices), tuple(i / rate for i in indices), shown)
+    return VideoFrames(frames, tuple(indices), tuple(i / rate for i in indices), shown)
 
 
 def _check_options(options: VideoOptions) -> None:
