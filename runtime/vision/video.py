@@ -152,7 +152,7 @@ def _load(
         raise VideoError(f"{name}: a video without frames")
     indices = frame_indices(reader.n_frames, reader.fps, options)
     frames = np.empty(0, np.uint8)
-    shown = (0, 0)
+    shown = size = (0, 0)
     for done, frame in enumerate(reader.read(indices)):
         now = (frame.height, frame.width) if isinstance(frame, Image.Image) else frame.shape[:2]
         if done == 0:
@@ -164,7 +164,7 @@ def _load(
                 f"{name}: frame {indices[done]} is {now[1]}x{now[0]}, the first is {shown[1]}x{shown[0]}",
                 hint="all frames must have one size",
             )
-        frames[done] = preprocessor.resize(frame, frames.shape[1:3])
+        frames[done] = preprocessor.resize(frame, size)
         if progress is not None and progress((done + 1) / len(indices)) is False:
             raise Cancelled(f"{name}: stopped while reading frames")
     rate = reader.fps or options.fps
