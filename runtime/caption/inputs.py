@@ -1,0 +1,193 @@
+"""Which pictures and videos to caption: files, folders, globs, `@list.txt`, and `-` for stdin.
+
+Folders are searched to any depth in order of name, hidden files and folders left out. What was named
+itself is always taken, whatever its suffix, and reported if it is missing; what lies in a folder is taken
+if its suffix is that of a picture or a video.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from qvl.runtime.errors import InputError
+
+Kind = Literal["image", "video"]
+
+# What Pillow opens (`PIL.Image.registered_extensions`), without scientific containers (HDF5, GRIB, FITS),
+# vector formats that need other programs (EPS, WMF) and MPEG, of which it reads the header only. HEIC and
+# HEIF need the `heif` extra; without it each is reported with that hint instead of being left out unseen.
+IMAGE_SUFFIXES: Final = frozenset(
+    f".{name}"
+    for name in (
+        *("apng", "avif", "avifs", "blp", "bmp", "bw", "cur", "dcx", "dds", "dib", "gif", "heic", "heics"),
+        *("heif", "heifs", "hif", "icb", "icns", "ico", "im", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe"),
+        *("jpeg", "jpf", "jpg", "jpx", "mpo", "msp", "pbm", "pcx", "pfm", "pgm", "png", "pnm", "ppm"),
+        *("psd", "qoi", "ras", "rgb", "rgba", "sgi", "tga", "tif", "tiff", "vda", "vst", "webp", "xbm"),
+        "xpm",
+    )
+)
+VIDEO_SUFFIXES: Final = frozenset(
+    f".{name}" for name in ("avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ogv", "webm", "wmv")
+)
+STDIN: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture or video to caption.
+
+    Attributes:
+        path: as it was given or found, without `./` and `//`; the key of its record.
+        root: the folder that was named and in which it lies; mirrored output keeps the path below it.
+    """
+
+    path: str
+    root: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        return "video" if Path(self.path).suffix.lower() in VIDEO_SUFFIXES else "image"
+
+    @property
+    def below_root(self) -> Path:
+        """The path relative to the root, for mirrored output; never one that leads out of it."""
+        path = Path(self.path)
+        return (
+            path.relative_to(self.root) if self.root and path.is_relative_to(self.root) else Path(path.name)
+        )
+
+
+@dataclass
+class Inputs:
+    """What was found, in the order in which it will be captioned, each path once.
+
+    Attributes:
+        notes: what the user should hear about: folders without pictures, globs without matches.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_inputs(arguments: Iterable[str], stdin: Iterable[str] | None = None) -> Inputs:
+    """Expand the arguments of `qvl caption`.
+
+    Args:
+        arguments: files, folders, globs, `@FILE` with one of these a line (or NUL-separated), `-`.
+        stdin: lines for `-`; by default the process's own.
+
+    Raises:
+        InputError: nothing to caption, or a list that cannot be read.
+    """
+    found = Inputs()
+    seen: set[str] = set()
+    for argument in arguments:
+        for item in _expand(argument, found.notes, stdin):
+            if item.path not in seen:
+                seen.add(item.path)
+                found.items.append(item)
+    if not found.items:
+        raise InputError(
+            "; ".join(found.notes) or "no pictures given",
+            hint="name files, folders, globs in quotes, @list.txt, or - to read paths from stdin",
+        )
+    return found
+
+
+def _expand(argument: str, notes: list[str], stdin: Iterable[str] | None) -> Iterator[Item]:
+    if argument == STDIN:
+        for line in _split(sys.stdin.read() if stdin is None else "".join(stdin)):
+            yield from _named(Path(line), notes)
+    elif argument.startswith("@") and not _is_there(Path(argument)):
+        source = Path(argument[1:])
+        for line in _split(_read_list(source)):
+            # As other programs read such lists, from the working folder; else from where the list lies.
+            here, beside = Path(line), source.parent / line
+            yield from _named(beside if not _is_there(here) and _is_there(beside) else here, notes)
+    else:
+        yield from _named(Path(argument), notes)
+
+
+def _split(text: str) -> list[str]:
+    return [line for line in (text.split("\0") if "\0" in text else text.splitlines()) if line.strip()]
+
+
+def _read_list(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as e:
+        hint = "@FILE reads paths from FILE, one a line"
+        raise InputError(f"{path}: the list cannot be read: {e.strerror}", hint=hint) from e
+
+
+def _named(path: Path, notes: list[str]) -> Iterator[Item]:
+    """A file, a folder or a glob that the user named."""
+    if str(path).startswith("~") and not _is_there(path):
+        path = path.expanduser()
+    if path.is_dir():
+        found = False
+        for file in _walk(path, notes, {path.resolve()}):
+            found = True
+            yield Item(str(file), str(path))
+        if not found:
+            notes.append(f"{path}: no pictures in this folder")
+    elif _is_there(path) or not glob.has_magic(str(path)):
+        yield Item(str(path), str(path.parent))  # if it is missing, its record will say so
+    else:
+        yield from _matches(path, notes)
+
+
+def _matches(pattern: Path, notes: list[str]) -> Iterator[Item]:
+    """What a glob names, in order; `**` stands for folders of any depth."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root = Path(*pattern.parts[:fixed])
+    rest = pattern.parts[fixed:]
+    wants_hidden = any(part.startswith(".") for part in rest)
+    found = False
+    try:
+        matches = sorted(root.glob(str(Path(*rest))))
+    except ValueError as e:  # `**` inside a name
+        raise InputError(
+            f"{pattern}: {e}", hint="`**` stands for whole folders, as in photos/**/*.jpg"
+        ) from e
+    for path in matches:
+        if not wants_hidden and any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        files = _walk(path, notes, {path.resolve()}) if path.is_dir() else [path] if _is_media(path) else []
+        for file in files:
+            found = True
+            yield Item(str(file), str(root))
+    if not found:
+        notes.append(f"{pattern}: matches no picture")
+
+
+def _walk(folder: Path, notes: list[str], seen: set[Path]) -> Iterator[Path]:
+    """Files below a folder in order of name; links to folders are followed, each folder once."""
+    try:
+        children = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as e:
+        notes.append(f"{folder}: cannot be searched: {e.strerror}")
+        return
+    for path in children:
+        if not path.is_dir():
+            if _is_media(path):
+                yield path
+        elif (real := path.resolve()) not in seen:
+            seen.add(real)
+            yield from _walk(path, notes, seen)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        return False
+
+
+def _is_media(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES

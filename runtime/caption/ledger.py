@@ -1,0 +1,345 @@
+"""The file of results: locked for one run, appended to durably, and the memory of what has been done.
+
+Beside `out.jsonl` lies `out.jsonl.qvl`, which is locked while a run is on and holds the settings of the
+run and the pass it is in, one JSON object a line, the last one valid.
+
+A record that is done again (`--overwrite`, `--append`, `--retry-errors`) does not replace the earlier one
+at once: it is appended, and supersedes it; when the pass is complete the file is rewritten without what
+was superseded. So a pass may be interrupted anywhere, and the same command goes on where it stopped:
+the pass is the part of the file from the offset at which it began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Literal, Self
+
+from qvl.runtime.caption.lock import Lock
+from qvl.runtime.caption.record import Record
+from qvl.runtime.caption.settings import Settings, changes
+from qvl.runtime.caption.table import scan, table_for
+from qvl.runtime.errors import FormatError, OutputError
+
+Mode = Literal["skip", "retry-errors", "overwrite", "append", "prepend"]
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the file beside the results says.
+
+    Attributes:
+        pass_mode: the pass that is under way, or None.
+        pass_start: offset in the results at which it began.
+        finishing: it is complete but for the rewriting.
+        running: a run has it open, or died.
+    """
+
+    settings: Settings | None = None
+    pass_mode: Mode | None = None
+    pass_start: int = 0
+    finishing: bool = False
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    offset: int
+    failed: bool
+
+
+class Ledger:
+    """Records of one run and those before it. Use it as a context manager.
+
+    Args:
+        path: `.csv` is CSV, anything else JSONL.
+        settings: of this run.
+        mode: what happens to records that are there already.
+        accept_changes: go on although the settings are not those of the records.
+
+    Attributes:
+        notes: what the user should hear: a torn line repaired, a pass taken up again.
+        crashed: whether the run before this one was killed.
+
+    Raises:
+        OutputError: another run has it open; other settings; it cannot be written.
+        FormatError: the file holds something else, or is damaged where no crash could have.
+    """
+
+    def __init__(
+        self, path: Path, settings: Settings, mode: Mode = "skip", *, accept_changes: bool = False
+    ) -> None:
+        self.path = path.resolve()
+        self.mode = mode
+        self.notes: list[str] = []
+        self._name = path
+        self._table = table_for(path)
+        self._latest: dict[str, _Entry] = {}
+        self._by_content: dict[bytes, int] = {}
+        self._superseded = False
+        self._end = 0
+        with _naming(path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path.with_name(f"{self.path.name}.qvl"), path)
+        try:
+            with _naming(path):
+                self._file: BinaryIO = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: PTH123, SIM115
+            try:
+                self._begin(settings, accept_changes)
+            except BaseException:
+                self._file.close()
+                raise
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _begin(self, settings: Settings, accept_changes: bool) -> None:
+        self._state = self._read_state()
+        self.crashed = self._state.running
+        self._repair()
+        if self._state.finishing:
+            self._compact()
+        self._check_settings(settings, accept_changes)
+        changed = self._state.settings is None or bool(changes(self._state.settings, settings))
+        state = replace(self._state, settings=dict(settings), running=True)
+        if self.mode == "skip":
+            state = replace(state, pass_mode=None, pass_start=0)
+        elif state.pass_mode != self.mode or changed:
+            state = replace(state, pass_mode=self.mode, pass_start=self._end)
+        else:
+            self.notes.append(f"going on with the --{self.mode} that was interrupted")
+        self._write_state(state)
+        # Only captions of this pass and these settings may stand for another picture of the same content.
+        since = self._end if changed else state.pass_start if self.mode != "retry-errors" else 0
+        self._by_content = {key: offset for key, offset in self._by_content.items() if offset >= since}
+
+    # what is there ---------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    @property
+    def n_failed(self) -> int:
+        """Pictures whose latest record is an error."""
+        return sum(entry.failed for entry in self._latest.values())
+
+    def failed(self, path: str) -> bool | None:
+        """Whether the latest record of a picture is an error; None if it has no record."""
+        entry = self._latest.get(path)
+        return None if entry is None else entry.failed
+
+    def is_done(self, path: str) -> bool:
+        """Whether this run has nothing left to do for a picture."""
+        entry = self._latest.get(path)
+        if entry is None or self.mode == "skip":
+            return entry is not None
+        if entry.offset >= self._state.pass_start:
+            return True
+        return self.mode == "retry-errors" and not entry.failed
+
+    def record(self, path: str) -> Record | None:
+        """The latest record of a picture, or None."""
+        entry = self._latest.get(path)
+        return None if entry is None else self._read(entry.offset)
+
+    def with_content(self, sha256: str, prompt: str) -> Record | None:
+        """A caption that these settings have given to the same content with the same prompt, or None."""
+        offset = self._by_content.get(_content_key(sha256, prompt))
+        return None if offset is None else self._read(offset)
+
+    def recent(self, n: int) -> list[Record]:
+        """The last records of the file, oldest first."""
+        offsets = sorted(entry.offset for entry in self._latest.values())[-n:]
+        return [self._read(offset) for offset in offsets]
+
+    def records(self) -> Iterator[Record]:
+        """The latest record of every picture, in the order of the file."""
+        for offset in sorted(entry.offset for entry in self._latest.values()):
+            yield self._read(offset)
+
+    def _read(self, offset: int) -> Record:
+        self._file.seek(offset)
+        with open(os.dup(self._file.fileno()), "rb") as file:  # noqa: PTH123 buffered, over the same offset
+            return self._table.decode(next(self._table.lines(file)))
+
+    # adding ----------------------------------------------------------------------------------------
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write records so that they outlive this process and the machine's power.
+
+        Raises:
+            OutputError: the disk is full or fails; the file holds whole records only, and none of these.
+        """
+        lines = [self._table.encode(record) for record in records]
+        start = self._end
+        try:
+            _write_all(self._file, start, b"".join(lines))
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise _failed(self._name, e, len(self._latest)) from e
+        for record, line in zip(records, lines, strict=True):
+            self._note(record, start)
+            start += len(line)
+        self._end = start
+
+    def _note(self, record: Record, offset: int) -> None:
+        self._superseded |= record.path in self._latest
+        self._latest[record.path] = _Entry(offset, record.failed)
+        if not record.failed and record.sha256:
+            self._by_content[_content_key(record.sha256, record.prompt or "")] = offset
+
+    # opening and closing ---------------------------------------------------------------------------
+
+    def _repair(self) -> None:
+        """Read the file, and cut off the piece of a record that a crash has left at its end."""
+        with _naming(self._name):
+            size = self._file.seek(0, os.SEEK_END)
+            with open(os.dup(self._file.fileno()), "rb") as file:  # noqa: PTH123
+                end = 0
+                for line in scan(self._name, file, self._table):
+                    self._note(line.record, line.start)
+                    end = line.end
+            header = self._table.header
+            if end == 0:
+                self._file.truncate(0)
+                _write_all(self._file, 0, header)
+                end = len(header)
+            elif end < size:
+                self._file.truncate(end)
+            if size > end:
+                self.notes.append(f"a torn last line ({size - end} bytes) was removed; it is done again")
+            os.fsync(self._file.fileno())
+            _sync_folder(self.path.parent)
+        self._end = end
+
+    def _check_settings(self, settings: Settings, accept_changes: bool) -> None:
+        state = self._state
+        if not self._latest or accept_changes or self.mode in ("overwrite", "append", "prepend"):
+            return
+        if state.settings is None:
+            self.notes.append(f"{self._name}: made with settings that are not known")
+            return
+        if found := changes(state.settings, settings):
+            raise OutputError(
+                f"{self._name}: its captions were made with other settings: {'; '.join(found)}",
+                hint="--overwrite makes them anew, --accept-changes goes on with a mixture, "
+                "-o NAME begins another file",
+            )
+        if state.pass_mode not in (None, "retry-errors", self.mode):
+            raise OutputError(
+                f"{self._name}: some captions are new, some old: --{state.pass_mode} was interrupted",
+                hint=f"--{state.pass_mode} goes on with it, --accept-changes leaves it so",
+            )
+
+    def finish(self) -> None:
+        """The pass is complete: leave out what it has superseded."""
+        with _naming(self._name):
+            if self._superseded:
+                self._write_state(replace(self._state, finishing=True))
+                self._compact()
+            self._write_state(replace(self._state, pass_mode=None, finishing=False))
+
+    def _compact(self) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.part")
+        try:
+            with temporary.open("wb") as out:
+                out.write(self._table.header)
+                for record in self.records():
+                    out.write(self._table.encode(record))
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as e:
+            temporary.unlink(missing_ok=True)
+            raise _failed(self._name, e, len(self._latest)) from e
+        self._file.close()
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: PTH123, SIM115
+        self._latest.clear()
+        self._by_content.clear()
+        self._superseded = False
+        self._write_state(replace(self._state, pass_mode=None, finishing=False, pass_start=0))
+        self._repair()
+
+    def close(self) -> None:
+        """Release the file for other runs; what was appended stays whatever happens here."""
+        with contextlib.suppress(OSError, OutputError):
+            self._write_state(replace(self._state, running=False))
+        self._file.close()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # the file beside -------------------------------------------------------------------------------
+
+    def _read_state(self) -> _State:
+        found: dict[str, Any] = {}
+        for line in self._lock.read().splitlines():
+            with contextlib.suppress(ValueError):  # torn by a crash: the line before it holds
+                found = json.loads(line) or found
+        if found.pop("qvl_caption", FORMAT) != FORMAT:
+            raise FormatError(f"{self._lock.path}: written by another version of qvl", hint="use that one")
+        found.pop("pid", None)
+        return _State(**found)
+
+    def _write_state(self, state: _State) -> None:
+        self._state = state
+        line = json.dumps({"qvl_caption": FORMAT, "pid": os.getpid(), **asdict(state)}, ensure_ascii=False)
+        with _naming(self._name):
+            self._lock.append(f"\n{line}\n".encode())  # the line before may be torn
+
+
+def _content_key(sha256: str, prompt: str) -> bytes:
+    return hashlib.blake2b(f"{sha256}\0{prompt}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _write_all(file: BinaryIO, offset: int, data: bytes) -> None:
+    """All of data at an offset; a short write, as at the last free block, is continued or fails."""
+    view = memoryview(data)
+    file.seek(offset)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a file's name durable, where the system lets folders be synced."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise _failed(path, e, None) from e
+
+
+def _failed(path: Path, error: OSError, n_safe: int | None) -> OutputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    what = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
+    safe = f"; {n_safe} records are safe" if n_safe is not None else ""
+    hint = (
+        "free some space, then run the same command again" if full else "check the path and its permissions"
+    )
+    return OutputError(f"{path}: {what}{safe}", hint=hint)

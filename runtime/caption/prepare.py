@@ -1,0 +1,157 @@
+"""Reading ahead: while the model works, threads hash, decode and resize the pictures that come next."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.prompts import Prompt, Prompts
+from qvl.runtime.errors import ImageError, QvlError
+from qvl.runtime.vision.image import open_image
+from qvl.runtime.vision.preprocess import Preprocessor
+
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture or video ready for the encoder.
+
+    Attributes:
+        sha256: of the file's content.
+        frames: uint8 [n, h, w, 3], resized; one for a picture.
+        size: (width, height) of the picture, upright, before it was resized.
+        seconds: spent on it, in its thread.
+    """
+
+    item: Item
+    sha256: str
+    frames: NDArray[np.uint8]
+    size: tuple[int, int]
+    prompt: Prompt
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A picture that cannot be captioned, and why.
+
+    Attributes:
+        sha256: of its content, if that could be read.
+    """
+
+    item: Item
+    reason: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """What turns an item into frames and a prompt; safe to call from several threads at once."""
+
+    preprocessor: Preprocessor
+    prompts: Prompts
+    video_frames: Callable[[str, Preprocessor], NDArray[np.uint8]] | None = None
+
+    def __call__(self, item: Item) -> Prepared | Rejected:
+        """Never raises for a picture's own faults: whatever is wrong with one must not stop the others."""
+        started, sha256 = time.perf_counter(), None
+        try:
+            sha256 = content_hash(item.path)
+            frames, size = self._frames(item)
+            prompt = self.prompts.of(item.path, *size)
+        except QvlError as e:
+            return Rejected(item, f"{e.message} ({e.hint})" if e.hint else e.message, sha256)
+        except Exception as e:  # a decoder's bug, memory, anything: it is this picture's own
+            return Rejected(item, f"{item.path}: {type(e).__name__}: {e}", sha256)
+        return Prepared(item, sha256, frames, size, prompt, time.perf_counter() - started)
+
+    def _frames(self, item: Item) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        if item.kind == "video" and self.video_frames is not None:
+            frames = self.video_frames(item.path, self.preprocessor)
+            return frames, (int(frames.shape[2]), int(frames.shape[1]))
+        picture = open_image(item.path)
+        height, width = picture.shape[:2]
+        return self.preprocessor.resize(picture)[None], (width, height)
+
+
+def content_hash(path: str) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        ImageError: it cannot be read, or is no file.
+    """
+    digest = hashlib.sha256()
+    try:
+        if Path(path).is_dir():
+            raise ImageError(f"{path}: a folder, not a picture")
+        with Path(path).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except FileNotFoundError as e:
+        raise ImageError(f"{path}: no such file") from e
+    except (OSError, ValueError) as e:
+        raise ImageError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    return digest.hexdigest()
+
+
+class Ahead:
+    """The prepared items in order, a bounded number of them ahead of their use.
+
+    Args:
+        threads: that prepare; ahead: items begun and not yet taken, which bounds the memory.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        prepare: Callable[[Item], Prepared | Rejected],
+        *,
+        threads: int = 2,
+        ahead: int = 8,
+    ) -> None:
+        self._items: Iterator[Item] = iter(items)
+        self._prepare = prepare
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(threads, "qvl-prepare")
+        self._futures: deque[Future[Prepared | Rejected]] = deque()
+        self._lock = threading.Lock()
+        self._fill()
+
+    def _fill(self) -> None:
+        with self._lock:
+            while len(self._futures) < self._ahead and (item := next(self._items, None)) is not None:
+                self._futures.append(self._pool.submit(self._prepare, item))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether everything has been taken."""
+        return not self._futures
+
+    def take(self, timeout: float | None) -> Prepared | Rejected | None:
+        """The next item; None if it is not ready within so many seconds (None waits), or at the end."""
+        if not self._futures:
+            return None
+        try:
+            found = self._futures[0].result(timeout)
+        except TimeoutError:
+            return None
+        self._futures.popleft()
+        self._fill()
+        return found
+
+    def close(self) -> None:
+        """Stop; what is being prepared is finished and dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._futures.clear()

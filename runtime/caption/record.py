@@ -1,0 +1,82 @@
+"""What is known of one picture at the end: its captions, or why there are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from qvl.runtime.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The result for one picture; a caption, or an error.
+
+    Attributes:
+        path: of the picture, as in `Item.path`.
+        caption: the text as it goes into the dataset (prefix and suffix included); None with an error.
+        captions: all of them, when several samples were asked for; caption is the first.
+        prompt: the words given with the picture.
+        model: name of the text GGUF.
+        prompt_tokens, completion_tokens: picture and words in, words out (of all samples).
+        finish_reason: "stop" or "length" (of the first sample).
+        seconds: from the picture's turn at the encoder to its last token.
+        boxes: what the caption points at, as objects with label and box in pixels.
+        sha256: of the file's content.
+        same_as: path of a picture with this content, captioned before, whose caption this is.
+        error: why there is no caption.
+    """
+
+    path: str
+    caption: str | None = None
+    captions: tuple[str, ...] = ()
+    prompt: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    seconds: float | None = None
+    boxes: tuple[Mapping[str, Any], ...] = ()
+    sha256: str | None = None
+    same_as: str | None = None
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a line of JSONL holds: what is known, and always the path and the caption."""
+        found = {name: getattr(self, name) for name in FIELDS}
+        return {k: v for k, v in found.items() if k in ("path", "caption") or (v is not None and v != ())}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """The reverse of `as_dict`; fields that a user has added are left out.
+
+        Raises:
+            FormatError: this is no record.
+        """
+        known = {name: values[name] for name in FIELDS if values.get(name) is not None}
+        path, caption = known.get("path"), known.get("caption")
+        if not isinstance(path, str) or not isinstance(caption, str | None):
+            raise FormatError('no record: "path" must be a text, and "caption" a text or null')
+        for name in ("captions", "boxes"):
+            if not isinstance(known.get(name, ()), list | tuple):
+                raise FormatError(f'no record: "{name}" must be a list')
+            known[name] = tuple(known.get(name, ()))
+        return cls(**known)
+
+    def as_json(self) -> str:
+        """One line, in plain UTF-8; a file name that is no valid UTF-8 is escaped."""
+        text = json.dumps(self.as_dict(), ensure_ascii=False)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # lone surrogates, with which Python stands in for stray bytes
+            return json.dumps(self.as_dict())
+        return text
+
+
+FIELDS: Final = tuple(field.name for field in fields(Record))

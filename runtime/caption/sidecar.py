@@ -1,0 +1,106 @@
+"""A text file beside each picture, or at the same place below another folder.
+
+The ledger comes first: a record is durable before its text file is written, and both hold the same text.
+So after a crash the last records are held against their files, and what is missing is written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.record import Record
+from qvl.runtime.errors import InputError, OutputError
+
+LEDGER_NAME: Final = ".qvl-caption.jsonl"
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """Where each picture's caption goes as a text file.
+
+    Attributes:
+        suffix: takes the place of the picture's own.
+        out_dir: files are mirrored below it; None is beside the picture.
+    """
+
+    suffix: str = ".txt"
+    out_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.suffix.startswith(".") or "/" in self.suffix or len(self.suffix) < 2:
+            raise InputError(f"the suffix of sidecars is {self.suffix!r}, expected one such as .txt")
+
+    def path(self, item: Item) -> Path:
+        """The text file of a picture."""
+        picture = Path(item.path) if self.out_dir is None else self.out_dir / item.below_root
+        return picture.with_suffix(self.suffix)
+
+    def clashes(self, items: Iterable[Item]) -> dict[str, str]:
+        """Pictures whose text file is that of another one before them, with that one's path."""
+        owners: dict[Path, str] = {}
+        found = ((item.path, owners.setdefault(self.path(item), item.path)) for item in items)
+        return {path: owner for path, owner in found if path != owner}
+
+    def read(self, item: Item) -> str | None:
+        """The text that is there, or None."""
+        try:
+            return self.path(item).read_text(encoding="utf-8", errors="surrogateescape").rstrip("\r\n")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, item: Item, record: Record) -> None:
+        """Write a record's captions, one a line, at once and durably.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        if record.caption is None:
+            return
+        path = self.path(item)
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as out:
+                out.write(text_of(record))
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(path)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            hint = "free some space or change the permissions, then run the same command again"
+            raise OutputError(f"{path}: cannot be written: {e.strerror or e}", hint=hint) from e
+
+    def restore(self, items: Iterable[Item], records: Iterable[Record]) -> int:
+        """Write the files of records that a crash has kept from being written; how many they were."""
+        by_path = {item.path: item for item in items}
+        n = 0
+        for record in records:
+            item = by_path.get(record.path)
+            if item is None or record.caption is None:
+                continue
+            if self.read(item) != text_of(record).rstrip("\r\n"):
+                self.write(item, record)
+                n += 1
+        return n
+
+
+def text_of(record: Record) -> str:
+    """The captions of a record as a text file has them: one a line when there are several samples."""
+    if len(record.captions) > 1:
+        return "".join(f"{' '.join(caption.split())}\n" for caption in record.captions)
+    return f"{record.caption}\n"
+
+
+def ledger_path(items: Iterable[Item], out_dir: Path | None) -> Path:
+    """Where the ledger of a run without an output file of its own lies: the folder common to all."""
+    if out_dir is not None:
+        return out_dir / LEDGER_NAME
+    folders = {Path(item.root or ".").absolute() for item in items}
+    return Path(os.path.commonpath(folders)) / LEDGER_NAME
