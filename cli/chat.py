@@ -84,7 +84,8 @@ def chat(
         conversation = Conversation(loaded, sampling, system, grammar)
         repl = Repl(conversation, out, as_json=json)
         if saved:
-            repl.restore(saved)
+            repl.restore(saved, sampling)
+            conversation.set_system(system or saved.system)
         if attachments:
             repl.attach(attachments)
         if question is None:

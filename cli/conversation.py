@@ -179,12 +179,19 @@ class Conversation:
     def saved(self) -> Saved:
         return Saved([*self.messages], self.system, str(self.model.path), self.sampling.kwargs())
 
-    def restore(self, saved: Saved) -> None:
-        """Go on with a saved conversation: its messages, system prompt and settings."""
+    def restore(self, saved: Saved, given: SamplingOptions | None = None) -> None:
+        """Go on with a saved conversation: its messages, system prompt and settings.
+
+        Args:
+            given: settings that go before the saved ones where they are not the default.
+        """
         self.clear()
         self.messages, self.system = [*saved.messages], saved.system
         known = {f.name for f in fields(SamplingOptions)}
-        self.sampling = replace(self.sampling, **{k: v for k, v in saved.settings.items() if k in known})
+        settings = {k: v for k, v in saved.settings.items() if k in known}
+        if given is not None:
+            settings |= {k: v for k, v in given.kwargs().items() if v != getattr(SamplingOptions(), k)}
+        self.sampling = SamplingOptions(**settings)
 
     def close(self) -> None:
         self._eager.cancel()

@@ -9,6 +9,7 @@ from qvl.cli import commands, sessions
 from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path
 from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
+from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.report import reply_json, stats_text
 from qvl.runtime.errors import ImageError, InputError, QvlError
@@ -102,9 +103,9 @@ class Repl:
         if self.out.verbose:
             self.show_stats()
 
-    def restore(self, saved: sessions.Saved) -> None:
+    def restore(self, saved: sessions.Saved, given: SamplingOptions | None = None) -> None:
         """Go on with a saved conversation, showing what was said last."""
-        self.conversation.restore(saved)
+        self.conversation.restore(saved, given)
         turns = sum(m["role"] == "user" for m in saved.messages)
         self.out.dim(f"{turns} question{'s' if turns != 1 else ''} so far")
         if saved.messages and isinstance(saved.messages[-1]["content"], str):

@@ -1,0 +1,228 @@
+"""`qvl chat`, the real program: one question, a pipe, and a conversation in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.terminal import Terminal
+
+from qvl.convert import Converted
+from qvl.runtime import load
+
+QVL = [sys.executable, "-m", "qvl.cli"]
+GREEDY = ["--temp", "0", "-t", "1"]
+PROMPT = r">>> $"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Converted) -> Path:
+    return tiny_model.text.parent
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (84, 112, 3), np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "my picture.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path / "XDG_STATE_HOME" / "qvl"
+
+
+@pytest.fixture
+def chat(model: Path) -> Iterator[Callable[..., Terminal]]:
+    """Starts `qvl chat` in a terminal and waits for its prompt."""
+    started: list[Terminal] = []
+
+    def start(*args: str) -> Terminal:
+        terminal = Terminal([*QVL, "chat", "-m", str(model), *GREEDY, *args])
+        started.append(terminal)
+        terminal.expect(PROMPT)
+        return terminal
+
+    yield start
+    for terminal in started:
+        terminal.__exit__(None, None, None)
+
+
+def ask(model: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*QVL, "chat", "-m", str(model), *GREEDY, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def replies(model: Path, picture: Path | None, *questions: str, n: int = 8) -> list[str]:
+    """What the Python API says to these questions, one after the other."""
+    said: list[str] = []
+    messages: list[dict[str, object]] = []
+    with load(model, threads=1) as loaded:
+        for i, question in enumerate(questions):
+            image = [{"type": "image", "image": str(picture)}] if picture and i == 0 else []
+            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+            said.append(loaded.generate(messages, max_tokens=n, temperature=0.0).result().text)
+            messages.append({"role": "assistant", "content": said[-1]})
+    return said
+
+
+# one question --------------------------------------------------------------------------------------
+
+
+def test_stdout_is_the_reply_and_nothing_else(model: Path, picture: Path) -> None:
+    done = ask(model, "--image", str(picture), "-p", "What is this?", "-n", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == replies(model, picture, "What is this?")[0] + "\n"
+    assert ask(model, "-p", "What is this?", "-n", "8", "-q").stderr == ""
+
+
+@pytest.mark.parametrize("args", [[], ["-p", "-"]])
+def test_piped_stdin_is_the_prompt(model: Path, args: list[str]) -> None:
+    done = ask(model, *args, "-n", "8", stdin="What is this?\n")
+    assert done.stdout == replies(model, None, "What is this?")[0] + "\n"
+
+
+def test_json_has_usage_and_timings(model: Path, picture: Path) -> None:
+    done = ask(model, "--image", str(picture), "-p", "What is this?", "-n", "8", "--json")
+    said = json.loads(done.stdout)
+    assert said["text"] == replies(model, picture, "What is this?")[0]
+    assert said["usage"]["image_tokens"] == 3 * 4
+    assert said["usage"]["completion_tokens"] == 8
+    assert said["finish_reason"] == "length"
+    assert said["timings"]["prefill_seconds"] > 0
+
+
+def test_the_same_seed_gives_the_same_text(model: Path) -> None:
+    hot = ("-p", "Hello", "-n", "8", "--temp", "1.5", "--top-k", "0", "--seed")
+    assert ask(model, *hot, "1").stdout == ask(model, *hot, "1").stdout != ask(model, *hot, "2").stdout
+
+
+def test_a_schema_is_kept(model: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}')
+    said = json.loads(ask(model, "-p", "Hello", "-n", "64", "--schema", str(schema)).stdout)
+    assert isinstance(said["n"], bool)
+
+
+def test_a_picture_that_is_text_is_named(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("not a picture")
+    done = ask(model, "--image", str(path), "-p", "What?")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "notes.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# a conversation ------------------------------------------------------------------------------------
+
+
+def test_a_conversation(chat: Callable[..., Terminal], model: Path, picture: Path) -> None:
+    first, second = replies(model, picture, "What is this?", "And now?")
+    terminal = chat("-n", "8")
+    terminal.enter(f"/image '{picture}'")
+    terminal.expect(r"attached .*my picture\.png")
+    terminal.expect(PROMPT)
+    for question, reply in (("What is this?", first), ("And now?", second)):
+        terminal.enter(question)
+        terminal.expect(question.replace("?", r"\?"))
+        assert reply.strip() in terminal.expect(r"(?s)\n(.*?)\n[^\n]*>>> $")[1]
+    assert terminal.leave() == 0
+
+
+def test_a_dropped_picture_is_attached(chat: Callable[..., Terminal], picture: Path) -> None:
+    terminal = chat("-n", "4")
+    terminal.enter(str(picture).replace(" ", "\\ "))
+    terminal.expect("attached")
+    terminal.expect(r"\[my picture\.png\] >>> ")
+    terminal.enter("/clear")
+    terminal.expect(r"\n>>> $")
+    terminal.enter("/no/such/picture.png what is it?")
+    terminal.expect("error: /no/such/picture.png: no such file")
+    terminal.enter("/imgae x")
+    terminal.expect("hint: did you mean /image?")
+    terminal.enter("/exit")
+    assert terminal.exit_code() == 0
+
+
+def test_ctrl_c_keeps_the_partial_reply(chat: Callable[..., Terminal], state: Path) -> None:
+    terminal = chat("-n", "100000")
+    terminal.enter("Tell me everything.")
+    terminal.expect(r"Tell me everything\.\n(?s:.{20})")
+    terminal.interrupt()
+    terminal.expect(r"\(stopped\)")
+    terminal.expect(PROMPT)
+    messages = json.loads((state / "sessions" / "last.json").read_text())["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant"]
+    assert len(messages[1]["content"]) >= 10
+    terminal.enter("/set max_tokens 4")
+    terminal.expect(PROMPT)
+    terminal.enter("Go on.")
+    terminal.expect(r"Go on\.\n")
+    terminal.expect(r"\n>>> $")
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_at_an_empty_prompt_says_how_to_leave(chat: Callable[..., Terminal]) -> None:
+    terminal = chat()
+    terminal.interrupt()
+    terminal.expect(r"Ctrl-D or /exit leaves")
+    terminal.expect(PROMPT)
+    assert terminal.leave() == 0
+
+
+def test_several_lines(chat: Callable[..., Terminal], state: Path) -> None:
+    terminal = chat("-n", "2")
+    for line in ('"""one', "two", 'three"""'):
+        terminal.enter(line)
+    terminal.expect(r"three")
+    terminal.expect(r"\n>>> $")
+    assert terminal.leave() == 0
+    messages = json.loads((state / "sessions" / "last.json").read_text())["messages"]
+    assert messages[0]["content"] == "one\ntwo\nthree"
+
+
+def test_history_and_completion(chat: Callable[..., Terminal], picture: Path, state: Path) -> None:
+    terminal = chat()
+    terminal.type(f"/ima\t{picture.parent}/my\t")
+    terminal.expect(r"my\\ picture\.png")
+    terminal.type("\r")
+    terminal.expect("attached")
+    terminal.expect(r">>> $")
+    assert terminal.leave() == 0
+    assert f"/image {picture.parent}" in (state / "history").read_text()
+    again = chat()
+    again.type("\x1b[A")
+    again.expect(r"/image ")
+
+
+def test_continue_goes_on(chat: Callable[..., Terminal], model: Path) -> None:
+    first, second = replies(model, None, "What is this?", "And now?")
+    assert ask(model, "-p", "What is this?", "-n", "8").stdout == first + "\n"
+    assert ask(model, "--continue", "-p", "And now?", "-n", "8").stdout == second + "\n"
+
+
+def test_stats_count_what_was_kept(chat: Callable[..., Terminal], picture: Path) -> None:
+    terminal = chat("-n", "4", "--image", str(picture))
+    for question, kept_at_least in (("What is this?", 12), ("And now?", 30)):
+        terminal.enter(question)
+        terminal.expect(r"\n>>> $")
+        terminal.enter("/stats")
+        assert terminal.expect(r"pictures +(\d+) tokens, (\d+) encoded")[1] == "12"
+        prompt = terminal.expect(r"prompt +(\d+) tokens, (\d+) kept")
+        assert kept_at_least < int(prompt[2]) < int(prompt[1])
+        terminal.expect(PROMPT)
