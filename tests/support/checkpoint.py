@@ -21,6 +21,8 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BYTES_MERGES = 16
+BYTES_SIZE = 256 + BYTES_MERGES + 14
 # Qwen2-VL-Instruct's template (Apache-2.0), without its image counters.
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
@@ -60,7 +62,8 @@ class Style:
         dtype: of all tensors.
         config: "flat" as published, "nested" as transformers 5 saves it.
         names: "published" (visual.*, model.*) or "modules" (model.visual.*, model.language_model.*).
-        tokenizer: "slow" (vocab.json, merges.txt) or "fast" (tokenizer.json only).
+        tokenizer: "slow" (vocab.json, merges.txt), "fast" (tokenizer.json only), or "bytes" (as slow,
+            with little more than the 256 bytes: takes a vocab_size of `BYTES_SIZE` or more).
         shards: one file, or several with an index.
         chat_template: "base" (no roles) or "chatml".
         std: spread of the weights.
@@ -69,7 +72,7 @@ class Style:
     dtype: Literal["F32", "F16", "BF16"] = "F32"
     config: Literal["flat", "nested"] = "flat"
     names: Literal["published", "modules"] = "published"
-    tokenizer: Literal["slow", "fast"] = "slow"
+    tokenizer: Literal["slow", "fast", "bytes"] = "slow"
     shards: int = 1
     chat_template: Literal["base", "chatml"] = "base"
     std: float = 0.06
@@ -82,6 +85,8 @@ def write_checkpoint(out: Path, shape: Shape | None = None, style: Style | None 
     shape, style = shape or Shape(), style or Style()
     out.mkdir(parents=True, exist_ok=True)
     ids = special_ids()
+    if style.tokenizer == "bytes":
+        ids = {token: i - min(ids.values()) + BYTES_SIZE - len(ids) for token, i in ids.items()}
     config = config_json(shape, style, ids)
     _dump(out / "config.json", config)
     _dump(
@@ -270,6 +275,9 @@ def _write_tokenizer(out: Path, style: Style) -> None:
     settings = json.loads((TOKENIZER / "tokenizer_config.json").read_text(encoding="utf-8"))
     if style.chat_template == "chatml":
         settings["chat_template"] = CHATML
+    if style.tokenizer == "bytes":
+        _write_bytes_tokenizer(out, settings)
+        return
     if style.tokenizer == "slow":
         shutil.copyfile(TOKENIZER / "vocab.json", out / "vocab.json")
         shutil.copyfile(TOKENIZER / "merges.txt", out / "merges.txt")
@@ -280,6 +288,18 @@ def _write_tokenizer(out: Path, style: Style) -> None:
     (out / "chat_template.jinja").write_text(settings.pop("chat_template"), encoding="utf-8")
     _dump(out / "tokenizer_config.json", settings)
     _dump(out / "tokenizer.json", tokenizer_json({int(i): value for i, value in added.items()}))
+
+
+def _write_bytes_tokenizer(out: Path, settings: dict[str, Any]) -> None:
+    """The bytes and the first merges: for tests that do not look at text."""
+    merges = (TOKENIZER / "merges.txt").read_text(encoding="utf-8").split("\n")[:BYTES_MERGES]
+    vocab = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
+    tokens = [*(t for t in vocab if len(t) == 1), *(merge.replace(" ", "") for merge in merges)]
+    added = settings["added_tokens_decoder"].values()
+    settings["added_tokens_decoder"] = {str(len(tokens) + i): value for i, value in enumerate(added)}
+    (out / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+    _dump(out / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    _dump(out / "tokenizer_config.json", settings)
 
 
 def tokenizer_json(added: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
