@@ -1,9 +1,9 @@
 """The bindings of llama.h, imported when first needed, with llama.cpp's log sent to Python's logging.
 
 `import llama_cpp` takes 0.16 s, of which 0.04 s are the bindings themselves (`llama_cpp.llama_cpp`); the
-rest is the package's high-level API and chat formats (jinja2, diskcache), which qvl does not use. So the
-package's `__init__` is stepped over. A program that imports llama_cpp itself, before or after, gets the
-whole package.
+rest is the package's high-level API and chat formats (jinja2, diskcache), which qvl does not use, and a log
+callback of its own. So the package's `__init__` is stepped over. A program that imports llama_cpp itself,
+before or after, gets the whole package.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def llama() -> Any:
     global _module
     with _lock:
         if _module is None:
-            module = _import_bindings()
+            module = import_part("llama_cpp")
             _route_log(module)
             module.llama_backend_init()
             _module = module
@@ -56,16 +56,21 @@ def complaints() -> str:
     return "; ".join(line for line in lines if line)
 
 
-def _import_bindings() -> ModuleType:
+def import_part(name: str) -> ModuleType:
+    """The module `llama_cpp.NAME` without the rest of its package.
+
+    Raises:
+        BackendError: llama-cpp-python is missing or its shared library cannot be loaded.
+    """
     spec = importlib.util.find_spec("llama_cpp") if "llama_cpp" not in sys.modules else None
     try:
         if spec is None or spec.submodule_search_locations is None:
-            return importlib.import_module("llama_cpp.llama_cpp")
+            return importlib.import_module(f"llama_cpp.{name}")
         bare = ModuleType("llama_cpp")
         bare.__path__ = list(spec.submodule_search_locations)
         sys.modules["llama_cpp"] = bare
         try:
-            return importlib.import_module("llama_cpp.llama_cpp")
+            return importlib.import_module(f"llama_cpp.{name}")
         finally:
             for name in [n for n in sys.modules if n == "llama_cpp" or n.startswith("llama_cpp.")]:
                 del sys.modules[name]

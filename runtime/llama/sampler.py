@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from qvl.runtime.errors import InputError
-from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.llama.binding import complaints, import_part, llama
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.vocab import Vocab
 
@@ -102,8 +102,7 @@ def grammar_from_schema(schema: Mapping[str, Any] | str) -> str:
     Raises:
         InputError: not a JSON schema, or one that has no grammar (external $ref, unknown types).
     """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
+    json_schema_to_gbnf = import_part("llama_grammar").json_schema_to_gbnf
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         return str(json_schema_to_gbnf(text))
@@ -131,17 +130,22 @@ class Sampler:
         self._c = c = llama()
         self._vocab = vocab
         self.seed = secrets.randbelow(_RANDOM_SEED) if sampling.seed is None else sampling.seed
+        self._chain = self._grammar = None
+        if grammar is not None:
+            self._grammar = self._parse(grammar)
         self._chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
-        self._grammar = self._parse(grammar) if grammar is not None else None
         for sampler in self._links(sampling):
             c.llama_sampler_chain_add(self._chain, sampler)
 
     def close(self) -> None:
         """Free the chain. Doing it twice is harmless."""
         for name in ("_chain", "_grammar"):
-            if (sampler := getattr(self, name)) is not None:
+            if (sampler := getattr(self, name, None)) is not None:
                 setattr(self, name, None)
                 self._c.llama_sampler_free(sampler)
+
+    def __del__(self) -> None:
+        self.close()  # of a stream that nobody read
 
     def __enter__(self) -> Sampler:
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -108,11 +108,3 @@ class IncrementalText:
     def finish(self) -> str:
         """What is left: U+FFFD for a character cut short, else nothing."""
         return self._decode(b"", True)
-
-
-def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
-    """Length of the longest common prefix."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
