@@ -1,0 +1,168 @@
+"""Pictures and videos by what they are: their place in the prompt, and their embeddings while they last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.errors import InputError
+from qvl.runtime.positions import VisionSpan
+from qvl.runtime.prompt import Chunk, TextChunk, VisionChunk
+from qvl.runtime.tokens import Unit, VisionUnit
+from qvl.runtime.vision.encoder import VisionEmbedding
+from qvl.runtime.vision.preprocess import Patches
+
+MAX_BYTES: Final = 256 << 20
+_MAX_UNITS: Final = 4096
+
+
+class Eyes(Protocol):
+    """What makes embeddings (`qvl.runtime.model` has it over the encoder)."""
+
+    merge_size: int
+
+    def prepare(self, chunk: VisionChunk) -> Patches:
+        """Read a picture or video and cut it into patches."""
+
+    def encode_patches(
+        self, inputs: Sequence[Patches], progress: Callable[[float], bool | None] | None = None
+    ) -> list[VisionEmbedding]:
+        """Embeddings of what was prepared."""
+
+
+class EmbeddingStore:
+    """Finds a source's unit, and its embeddings, encoding only what it has not got.
+
+    Units outlive embeddings, which go, least recently used first, when they take more than `max_bytes`: a
+    picture that the KV cache still holds is not looked at again.
+
+    Attributes:
+        n_encoded: pictures and videos encoded so far.
+    """
+
+    def __init__(self, eyes: Eyes | None, max_bytes: int = MAX_BYTES) -> None:
+        self._eyes = eyes
+        self._max_bytes = max_bytes
+        self._units: dict[str, VisionUnit] = {}
+        self._patches: dict[str, Patches] = {}
+        self._embeddings: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._sources: dict[str, VisionChunk] = {}
+        self.n_encoded = 0
+
+    def units(self, chunks: Iterable[Chunk]) -> list[Unit]:
+        """The sequence that a prompt's chunks make in the KV cache; see `unit`."""
+        units: list[Unit] = []
+        for chunk in chunks:
+            if isinstance(chunk, TextChunk):
+                units.extend(chunk.tokens)
+            else:
+                units.append(self.unit(chunk))
+        return units
+
+    def unit(self, chunk: VisionChunk) -> VisionUnit:
+        """Where a picture or video stands; it is read, but not yet encoded.
+
+        Raises:
+            InputError: there is no image encoder, or the source cannot be read.
+        """
+        key = source_key(chunk)
+        self._sources[key] = chunk
+        if key not in self._units:
+            patches = self._prepare(chunk)
+            t, h, w = patches.grid_thw
+            size = self._need_eyes().merge_size
+            if sum(p.pixel_values.nbytes for p in self._patches.values()) < self._max_bytes:
+                self._patches[key] = patches
+            self._units[key] = VisionUnit(key, VisionSpan(t, h // size, w // size))
+        return self._units[key]
+
+    def encode(
+        self, units: Iterable[VisionUnit], progress: Callable[[float], bool | None] | None = None
+    ) -> None:
+        """Make the embeddings of units ready, those that are missing in one go.
+
+        Raises:
+            Cancelled: progress returned False.
+        """
+        missing = [key for key in dict.fromkeys(u.key for u in units) if key not in self._embeddings]
+        if missing:
+            patches = [self._patches.get(key) or self._prepare(self._sources[key]) for key in missing]
+            made = self._need_eyes().encode_patches(patches, progress)
+            self.n_encoded += len(made)
+            for key, embedding in zip(missing, made, strict=True):
+                self._embeddings[key] = embedding.embeddings
+
+    def embeddings(self, unit: VisionUnit) -> NDArray[np.float32]:
+        """float32 [n_tokens, n_embd] of a unit that `encode` has made ready."""
+        self._embeddings.move_to_end(unit.key)
+        return self._embeddings[unit.key]
+
+    def trim(self) -> None:
+        """Let go of the sources, and of what is over the bounds; call it when a prompt is done with."""
+        self._sources.clear()
+        self._patches.clear()
+        for key in list(self._units)[: max(0, len(self._units) - _MAX_UNITS)]:
+            del self._units[key]
+        size = sum(e.nbytes for e in self._embeddings.values())
+        while size > self._max_bytes and len(self._embeddings) > 1:
+            size -= self._embeddings.popitem(last=False)[1].nbytes
+
+    def _prepare(self, chunk: VisionChunk) -> Patches:
+        return self._need_eyes().prepare(chunk)
+
+    def _need_eyes(self) -> Eyes:
+        if self._eyes is None:
+            raise InputError(
+                "this model was opened without an image encoder",
+                hint="pass its mmproj file (--mmproj), or put it into the model's folder",
+            )
+        return self._eyes
+
+
+def source_key(chunk: VisionChunk) -> str:
+    """What identifies a source: a file by path, size and time, without reading it; data by its content."""
+    digest = hashlib.blake2b(f"{chunk.kind} {chunk.options}".encode(), digest_size=16)
+    _add(digest, chunk.source)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, source: Any) -> None:
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        digest.update(os.fsencode(path.absolute()))
+        if path.is_dir():
+            for entry in sorted(path.iterdir()):
+                _add_stat(digest, entry)
+        else:
+            _add_stat(digest, path)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        digest.update(b"bytes")
+        digest.update(source)
+    elif isinstance(source, list | tuple):
+        digest.update(f"list {len(source)}".encode())
+        for item in source:
+            _add(digest, item)
+    elif isinstance(source, np.ndarray):
+        digest.update(f"{source.dtype} {source.shape}".encode())
+        digest.update(np.ascontiguousarray(source).data)
+    elif hasattr(source, "tobytes") and hasattr(source, "mode"):  # a PIL image
+        turned = source.getexif().get(0x0112)
+        digest.update(f"{source.mode} {source.size} {turned} {source.getpalette()}".encode())
+        digest.update(source.tobytes())
+    else:
+        digest.update(repr(source).encode())
+
+
+def _add_stat(digest: Any, path: Path) -> None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return  # reading it will say what is wrong
+    digest.update(f"{path.name} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}".encode())

@@ -1,0 +1,222 @@
+"""A model, ready to answer: the text GGUF, the image encoder, and the conversations on them. Glue only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.embeddings import EmbeddingStore
+from qvl.runtime.errors import GGUFError, InputError
+from qvl.runtime.feed import batches
+from qvl.runtime.find import find_model
+from qvl.runtime.llama.context import Context
+from qvl.runtime.llama.model import ALL_LAYERS, LlamaModel
+from qvl.runtime.llama.sampler import Sampling
+from qvl.runtime.prompt import ChatTemplate, Message, VisionChunk
+from qvl.runtime.session import Session
+from qvl.runtime.stream import Stream
+from qvl.runtime.tokens import VisionUnit, n_cells
+from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
+from qvl.runtime.vision.image import open_image
+from qvl.runtime.vision.preprocess import Patches
+from qvl.runtime.vision.video import VideoOptions, load_video
+
+N_CTX: Final = 8192
+_LOGIT_ROWS: Final = 128
+
+
+def load(
+    path: str | Path | None = None,
+    mmproj: str | Path | None = None,
+    device: str = "auto",
+    n_ctx: int = N_CTX,
+    threads: int | None = None,
+    *,
+    n_gpu_layers: int = ALL_LAYERS,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    kv_type: str = "f16",
+    progress: Callable[[float], None] | None = None,
+) -> Model:
+    """Open a model.
+
+    Args:
+        path: a text GGUF, a folder with one and its mmproj, or None for the embedded model.
+        mmproj: the image encoder's GGUF, when it is not beside the text file.
+        device: "auto" (a GPU if there is one), "cpu", "cuda0", "metal", "rpc:HOST:PORT"; see `find_device`.
+        n_ctx: tokens a conversation can hold, those of pictures included.
+        threads: CPU threads; physical cores unless given.
+        n_gpu_layers: decoder layers on the device; -1 is all.
+        min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
+        kv_type: type of the KV cache: f16, f32 or q8_0.
+        progress: called with the fraction of the text model that is loaded.
+
+    Raises:
+        InputError: no such file or device, or several files to choose from.
+        GGUFError: a file that is damaged or of another kind, or two that do not belong together.
+        BackendError: llama.cpp refused, for want of memory as a rule.
+    """
+    files = find_model(path, mmproj)
+    text = LlamaModel(files.text, device=device, n_gpu_layers=n_gpu_layers, progress=progress)
+    try:
+        vision = None
+        if files.mmproj is not None:
+            vision = VisionEncoder(
+                files.mmproj, device=device, threads=threads, min_pixels=min_pixels, max_pixels=max_pixels
+            )
+        return Model(text, vision, n_ctx=n_ctx, threads=threads, kv_type=kv_type)
+    except BaseException:
+        text.close()
+        raise
+
+
+class Model:
+    """A text model with its eyes. Use as a context manager, or call `close`.
+
+    Attributes:
+        text: the decoder.
+        path: the text file.
+        template: how messages become a prompt.
+        sampling: the model's own settings.
+        n_ctx: size of a session's context unless asked for another.
+    """
+
+    def __init__(
+        self,
+        text: LlamaModel,
+        vision: VisionEncoder | None,
+        *,
+        n_ctx: int = N_CTX,
+        threads: int | None = None,
+        kv_type: str = "f16",
+    ) -> None:
+        """The model owns both parts from now on, and closes them.
+
+        Raises:
+            GGUFError: the mmproj is of a model of another width.
+        """
+        if vision is not None and vision.n_embd != text.hparams.n_embd:
+            width = vision.n_embd
+            vision.close()
+            raise GGUFError(
+                f"{vision.path}: gives embeddings {width} wide, {text.path.name} takes {text.hparams.n_embd}",
+                hint="the mmproj belongs to another model",
+            )
+        self.text = text
+        self.path = text.path
+        self.template = ChatTemplate(text.vocab, text.metadata.get("tokenizer.chat_template"))
+        self.sampling = Sampling.from_metadata(text.metadata)
+        self.n_ctx = n_ctx
+        self._vision = vision
+        self._threads = threads
+        self._kv_type = kv_type
+        self._store = EmbeddingStore(_Eyes(vision) if vision is not None else None)
+        self._sessions: list[Session] = []
+        self._default: Session | None = None
+
+    @property
+    def vision(self) -> VisionEncoder:
+        """The image encoder.
+
+        Raises:
+            InputError: the model was opened without one.
+        """
+        if self._vision is None:
+            raise InputError(
+                f"{self.path}: opened without an mmproj",
+                hint="pass its mmproj file (--mmproj), or put it into the same folder",
+            )
+        return self._vision
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether there is an image encoder."""
+        return self._vision is not None
+
+    def session(self, *, n_ctx: int | None = None) -> Session:
+        """A new conversation with a KV cache of its own; pictures are encoded once for all of them."""
+        session = Session(self.context(n_ctx=n_ctx or self.n_ctx), self._store, self.template, self.sampling)
+        self._sessions.append(session)
+        return session
+
+    def context(self, *, n_ctx: int, **options: Any) -> Context:
+        """A bare context on the decoder; options are those of `Context`. The caller closes it."""
+        return Context(self.text, n_ctx=n_ctx, threads=self._threads, kv_type=self._kv_type, **options)
+
+    def generate(self, messages: Sequence[Message], **options: Any) -> Stream:
+        """Reply to messages; see `Session.generate`, which says what the options are.
+
+        Calls share one session: a prompt that begins like the one before costs only the difference. A
+        stream that was not read to its end ends when the next call is read.
+        """
+        if self._default is None:
+            self._default = self.session()
+        return self._default.generate(messages, **options)
+
+    def logits(self, messages: Sequence[Message], *, number_images: bool = False) -> NDArray[np.float32]:
+        """Logits at every position of the prompt with its generation header, vision positions included.
+
+        Conversations are not disturbed. The result is large: 0.6 MB a position for Qwen2-VL.
+
+        Returns:
+            float32 [n_positions, n_vocab], in the order of KV cells.
+        """
+        units = self._store.units(self.template.render(messages, number_images=number_images))
+        self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
+        n = n_cells(units)
+        rows: list[NDArray[np.float32]] = []
+        with self.context(n_ctx=n, n_batch=min(n, _LOGIT_ROWS), n_outputs_max=min(n, _LOGIT_ROWS)) as context:
+            for batch, _ in batches(units, self._store, position=0, n_batch=context.n_batch, outputs="all"):
+                context.decode(batch)
+                rows.append(context.logits())
+        self._store.trim()
+        return np.concatenate(rows)
+
+    def close(self) -> None:
+        """Free everything, sessions included. Doing it twice is harmless."""
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
+        self._default = None
+        if self._vision is not None:
+            self._vision.close()
+            self._vision = None
+        self.text.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Eyes:
+    """The encoder, as an `EmbeddingStore` wants it."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self._encoder = encoder
+        self.merge_size = encoder.preprocessor.merge_size
+
+    def prepare(self, chunk: VisionChunk) -> Patches:
+        preprocessor, options = self._encoder.preprocessor, dict(chunk.options)
+        if chunk.kind == "video":
+            given: dict[str, Any] = {n: v if n.endswith("fps") else int(v) for n, v in options.items()}
+            sampling = VideoOptions(**given)
+            return preprocessor.patchify(load_video(chunk.source, preprocessor, sampling).frames)
+        if options:
+            preprocessor = preprocessor.with_pixels(
+                *(int(options[name]) if name in options else None for name in ("min_pixels", "max_pixels"))
+            )
+        return preprocessor.image(open_image(chunk.source))
+
+    def encode_patches(
+        self, inputs: Sequence[Patches], progress: Progress | None = None
+    ) -> list[VisionEmbedding]:
+        return self._encoder.encode_patches(inputs, progress)

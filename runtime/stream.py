@@ -1,0 +1,205 @@
+"""A reply as it comes: pieces of text, and what it cost in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from qvl.runtime.errors import Cancelled, QvlError
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+Progress: TypeAlias = Callable[[str, float], None]
+"""Called with a stage ("encode" or "prefill") and the fraction of it that is done."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a reply: text, and the tokens it came from.
+
+    A token's text can be held back until its last byte, or until it is clear that no stop string begins
+    with it; then the next piece has several tokens.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens counted in KV cells.
+
+    Attributes:
+        prompt_tokens: the whole prompt, pictures included.
+        image_tokens: those of pictures and videos.
+        cached_tokens: those the KV cache held already.
+        completion_tokens: sampled, the end token not counted.
+        images_encoded: pictures and videos that went through the encoder for this reply.
+    """
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    images_encoded: int = 0
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens that went through the decoder."""
+        return self.prompt_tokens - self.cached_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds spent; waiting for the reader of the stream does not count.
+
+    Attributes:
+        encode_seconds: reading, resizing and encoding pictures.
+        prefill_seconds: prompt through the decoder.
+        generate_seconds: the reply, its first token included.
+    """
+
+    encode_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    generate_seconds: float = 0.0
+
+    @property
+    def first_token_seconds(self) -> float:
+        """From the question to the first token, but for its sampling."""
+        return self.encode_seconds + self.prefill_seconds
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished reply.
+
+    Attributes:
+        tokens: as sampled, without the end token.
+        finish_reason: "stop" (the model or a stop string ended it), "length" (max_tokens, or a full
+            context) or "cancelled".
+        seed: what the random numbers began with.
+        dropped_messages: how many of the oldest messages had to be left out of the context.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    seed: int | None = None
+    dropped_messages: int = 0
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The reply as a message of the conversation."""
+        return {"role": "assistant", "content": self.text}
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second through the decoder; 0 when nothing was prefilled."""
+        return (
+            self.usage.prefilled_tokens / self.timings.prefill_seconds
+            if self.timings.prefill_seconds
+            else 0.0
+        )
+
+    @property
+    def generate_rate(self) -> float:
+        """Reply tokens a second; 0 when there are none."""
+        return (
+            self.usage.completion_tokens / self.timings.generate_seconds
+            if self.timings.generate_seconds
+            else 0.0
+        )
+
+
+@dataclass
+class Draft:
+    """A reply while it is made: what `Reply` has, growing."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    images_encoded: int = 0
+    encode_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    generate_seconds: float = 0.0
+    seed: int | None = None
+    dropped_messages: int = 0
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Add the seconds that the body takes to the attribute of that name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+    def reply(self, reason: FinishReason) -> Reply:
+        """The reply as it stands."""
+        n = len(self.tokens)
+        return Reply(
+            text=self.text,
+            tokens=tuple(self.tokens),
+            finish_reason=reason,
+            usage=Usage(self.prompt_tokens, self.image_tokens, self.cached_tokens, n, self.images_encoded),
+            timings=Timings(self.encode_seconds, self.prefill_seconds, self.generate_seconds),
+            seed=self.seed,
+            dropped_messages=self.dropped_messages,
+        )
+
+
+class Stream(Iterator[Piece]):
+    """A reply being made. Iterate for the pieces; work is done only while somebody asks for one.
+
+    A KeyboardInterrupt goes through to the caller and ends the reply there; `result` then has what came
+    before it, and the conversation stays usable.
+    """
+
+    def __init__(self, steps: Generator[Piece, None, FinishReason], draft: Draft) -> None:
+        """steps: makes the pieces, keeps the draft, and returns why it ended."""
+        self._steps = steps
+        self._draft = draft
+        self._reply: Reply | None = None
+        self._error: QvlError | None = None
+
+    def __next__(self) -> Piece:
+        if self._error is not None:
+            raise self._error
+        if self._reply is not None:
+            raise StopIteration
+        try:
+            return next(self._steps)
+        except StopIteration as end:
+            self._reply = self._draft.reply(end.value)
+        except Cancelled:
+            self._reply = self._draft.reply("cancelled")
+        except QvlError as e:
+            self._error = e
+            raise
+        except BaseException:
+            self._reply = self._draft.reply("cancelled")
+            raise
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """End the reply here; any thread may call it. A finished reply stays as it is."""
+        self._draft.cancel.set()
+
+    def result(self) -> Reply:
+        """The finished reply; what is still missing of it is made first.
+
+        Raises:
+            QvlError: what stopped it.
+        """
+        for _ in self:
+            pass
+        assert self._reply is not None
+        return self._reply
