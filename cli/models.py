@@ -1,12 +1,14 @@
-"""`qvl models`: the checkpoints that are known to work, and where they come from."""
+"""`qvl models`: the checkpoints that are known to work, and what they take."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qvl.cli import options
-from qvl.cli.output import Output
+from qvl.cli.output import Output, format_table, human_bytes
+
+_TYPE: Final = "q4_k_m"  # what `qvl convert` makes when it is not told otherwise
 
 
 def models(json: options.Json = False) -> None:
@@ -15,8 +17,8 @@ def models(json: options.Json = False) -> None:
     known = registry()
     if json:
         out.json(known, indent=2)
-        return
-    out.line(str(known))
+    else:
+        out.line(as_text(known))
 
 
 def registry() -> list[dict[str, Any]]:
@@ -28,3 +30,28 @@ def registry() -> list[dict[str, Any]]:
     path = Path(qvl.models.__path__[0]) / "registry.toml"
     with path.open("rb") as f:
         return list(tomllib.load(f)["model"])
+
+
+def as_text(known: list[dict[str, Any]]) -> str:
+    """The table, and how to get one of them."""
+    rows = []
+    for model in known:
+        sizes = model.get("types", {}).get(_TYPE, {})
+        files = sizes.get("text_bytes", 0) + sizes.get("mmproj_bytes", 0)
+        rows.append(
+            (
+                model["hub"] or model["title"],
+                f"{model['parameters'] / 1e6:,.0f} M",
+                human_bytes(model["bf16_bytes"]),
+                human_bytes(files) if files else "-",
+                human_bytes(sizes["memory_bytes"]) if sizes else "-",
+                model["licence"],
+            )
+        )
+    header = ("checkpoint", "parameters", "download", "converted", "memory", "licence")
+    example = next((m["hub"] for m in known if m["hub"]), "REPOSITORY")
+    return (
+        f"{format_table(rows, header)}\n\n"
+        f"converted: both files at the defaults, q4_k_m and q8_0. To get one and use it:\n"
+        f"  qvl convert {example} -o models && qvl chat -m models"
+    )
