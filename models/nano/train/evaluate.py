@@ -4,7 +4,7 @@
     python -m qvl.models.nano.train.evaluate --state /var/tmp/qvl-nano/last.pt --count 200
 
 In torch an answer is right when every token of the true answer is the most likely one given those before it:
-that is exactly when greedy decoding says the true answer. Boxes need decoding, so IoU comes from `qvl` alone.
+that is exactly when greedy decoding says the true answer. Boxes are decoded.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def main() -> None:
         from qvl.models.nano.train.in_torch import Teacher
 
         teacher = Teacher(args.state, average=not args.raw)
-        result = table(teacher, args.count, [t for t in args.tasks if t != "ground"], args.seed)
+        result = table(teacher, args.count, args.tasks, args.seed)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -1,4 +1,7 @@
-"""Answers of a training state by teacher forcing: the true answer where greedy decoding would give it, else ""."""
+"""Answers of a training state: by teacher forcing, the true answer where greedy decoding would give it, else "".
+
+A box is decoded token by token, since its IoU is asked for and not only whether it is exact.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,35 @@ class Teacher:
         self.model = Nano(config).eval()
         rounded = {k: v.bfloat16().float() for k, v in weights.items()}
         self.model.load_state_dict(rounded, strict=False)
-        self.packer = Packer(vocabulary.load(NANO))
+        self.tokenizer = vocabulary.load(NANO)
+        self.packer = Packer(self.tokenizer)
+
+    @torch.no_grad()
+    def decode(self, item: Item, limit: int = 40) -> str:
+        """Greedy answer to the first question."""
+        shape = replace(SHAPES[item.kind], frames=len(item.frames))
+        question = item.turns[0][0]
+        sample = Sample(item.kind, item.frames, (("all", ((question, ""),)),), DEFAULT_SYSTEM)
+        x = {k: torch.from_numpy(v) for k, v in self.packer.batch([sample], shape, ["all"]).items()}
+        seen = self.model.visual(x["patches"], x["second"], x["grid"])
+        end = self.packer.encode("<|im_end|>")[0]
+        at = int((x["segment"] > 0).sum()) - 2  # the last token is the end that nobody said yet
+        said: list[int] = []
+        x["segment"][0, 0], x["pos"][0, 0] = 1, x["pos"][0, 0, 0] + torch.arange(shape.length)
+        while len(said) < limit:
+            hidden = self.model(x, seen)[0][0, 0, at]
+            token = int((self.model.model.embed_tokens.weight @ hidden).argmax())
+            if token == end:
+                break
+            said.append(token)
+            at += 1
+            x["ids"][0, 0, at] = token
+        return self.tokenizer.decode(said, skip_special_tokens=False)
 
     @torch.no_grad()
     def __call__(self, item: Item) -> list[str]:
+        if item.task == "ground":
+            return [self.decode(item)]
         shape = replace(SHAPES[item.kind], frames=len(item.frames))
         sample = Sample(item.kind, item.frames, (("all", item.turns),), DEFAULT_SYSTEM)
         arrays = self.packer.batch([sample], shape, ["all"])

@@ -263,9 +263,10 @@ class Nano(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, x: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: dict[str, Tensor], seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(hidden states of the slots [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d])."""
-        seen = self.visual(x["patches"], x.get("second"), x["grid"])
+        if seen is None:
+            seen = self.visual(x["patches"], x.get("second"), x["grid"])
         table = torch.cat((seen.flatten(0, 1), seen.new_zeros(1, seen.shape[-1])))
         index = x["vision_index"]
         words = self.model.embed_tokens(x["prefix_ids"])

@@ -43,11 +43,11 @@ def _font(name: str, px: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=20000)
 def _glyph(name: str, px: int, char: str) -> np.ndarray:
-    """float32 [height, advance], cropped to nothing: the top is the top of the tallest letter."""
+    """float32 [px, advance], from the top of the tallest letter to below the deepest."""
     font = _font(name, px)
     width = max(1, round(font.getlength(char)))
     image = Image.new("L", (width, round(px * 1.0)))
-    top = font.getbbox("0")[1]
+    top = font.getbbox("bdfl0")[1]
     ImageDraw.Draw(image).text((0, -top), char, font=font, fill=255)
     return np.asarray(image, np.float32) / 255
 
@@ -63,11 +63,13 @@ def sample_lines(rng: np.random.Generator, digits: bool, level: int) -> tuple[st
     )
 
 
-def sample_page(rng: np.random.Generator, digits: bool, level: int = 3) -> Page:
+def sample_page(
+    rng: np.random.Generator, digits: bool, level: int = 3, size: tuple[int, int] | None = None
+) -> Page:
     lines = sample_lines(rng, digits, level)
     columns, rows = max(map(len, lines)), len(lines)
     for _ in range(200):
-        width, height = picture_size(rng)
+        width, height = size or picture_size(rng)
         root = (width * height) ** 0.5
         px = min(height / (1.15 * rows + 0.1), width / (0.72 * columns + 0.3)) * rng.uniform(0.75, 1.0)
         px = min(px, 0.62 * root)

@@ -57,7 +57,7 @@ class Metrics:
         self.values: dict[str, float] = dict(values or {})
 
     def put(self, name: str, value: float, rate: float = 0.02) -> None:
-        self.values[name] = self.values.get(name, 0.0) * (1 - rate) + rate * value
+        self.values[name] = self.values.get(name, value) * (1 - rate) + rate * value
 
     def answers(self, x: dict[str, np.ndarray], correct: np.ndarray) -> None:
         at = x["labels"] >= 0
