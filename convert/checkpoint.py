@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +95,9 @@ class Checkpoint:
 
     def close(self) -> None:
         for shard in self._maps.values():
-            shard.close()
+            # After an error its traceback still holds views; the map then closes when they go.
+            with suppress(BufferError):
+                shard.close()
         self._maps.clear()
 
     def __enter__(self) -> Self:

@@ -1,155 +1,23 @@
-"""Which tensor gets which type.
+"""Which tensor gets which type: a mixture (mixtures.py), what the caller wants otherwise, and what fits.
 
-A recipe is a base type and a table of upgrades: llama.cpp's mixtures (src/llama-quant.cpp,
-`llama_tensor_get_type_impl`), learned from there and written as data. The two files follow one rule
-for what is quantized at all: matrices, not norms, biases or the patch embedding.
+The two files follow one rule for what is quantized at all: matrices, not norms, biases or the patch
+embedding.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
+from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES, Layer, Recipe
 from qvl.convert.tensor_map import Mapped
 from qvl.runtime.errors import InputError
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
 
-
-@dataclass(frozen=True)
-class Layer:
-    """What a rule may look at.
-
-    Attributes:
-        i: the layer's number.
-        n: how many layers there are.
-        gqa: query heads to a key/value head.
-        calibrated: an importance matrix is at hand.
-    """
-
-    i: int
-    n: int
-    gqa: int
-    calibrated: bool
-
-
-Rule = Callable[[Layer], bool]
-Upgrades = tuple[tuple[Rule, Type], ...]
-
-
-def always(_: Layer) -> bool:
-    return True
-
-
-def more_bits(layer: Layer) -> bool:
-    """The first eighth, the last eighth, and every third layer between them."""
-    eighth = layer.n // 8
-    return layer.i < eighth or layer.i >= 7 * layer.n // 8 or (layer.i - eighth) % 3 == 2
-
-
-def first(count: int) -> Rule:
-    return lambda layer: layer.i < count
-
-
-def first_part(divisor: int) -> Rule:
-    return lambda layer: layer.i < layer.n // divisor
-
-
-def wide_groups(layer: Layer) -> bool:
-    """Few key/value heads: their matrices are small, and more bits cost little."""
-    return layer.gqa >= 4
-
-
-def _all(*rules: Rule) -> Rule:
-    return lambda layer: all(rule(layer) for rule in rules)
-
-
-def _calibrated(layer: Layer) -> bool:
-    return layer.calibrated
-
-
-def _uncalibrated(layer: Layer) -> bool:
-    return not layer.calibrated
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A type as users name it.
-
-    Attributes:
-        name: as in `--type`.
-        file_type: `general.file_type` (`enum llama_ftype`, llama.h).
-        base: for every matrix that no upgrade names.
-        upgrades: tensor kind ("attn_v", "ffn_down", …) to rules; the first that holds decides.
-        head: for the output matrix, or for the token embedding where it serves as output.
-        embedding: for a token embedding that is not the output, else the base.
-    """
-
-    name: str
-    file_type: int
-    base: Type
-    upgrades: Mapping[str, Upgrades] = field(default_factory=dict)
-    head: Type | None = Type.Q6_K
-    embedding: Type | None = None
-
-
-_K_M: Final[Mapping[str, Upgrades]] = {
-    "attn_v": ((more_bits, Type.Q6_K),),
-    "ffn_down": ((more_bits, Type.Q6_K),),
-}
-_LEGACY: Final = _all(_calibrated, first_part(8))
-_IQ4: Final[Mapping[str, Upgrades]] = {
-    "attn_v": ((wide_groups, Type.Q5_K),),
-    "ffn_down": ((_all(_uncalibrated, first_part(8)), Type.Q5_K),),
-}
-
-TEXT_RECIPES: Final[dict[str, Recipe]] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("f32", 0, Type.F32, head=None),
-        Recipe("f16", 1, Type.F16, head=None),
-        Recipe("bf16", 32, Type.BF16, head=None),
-        Recipe("q8_0", 7, Type.Q8_0, head=Type.Q8_0),
-        Recipe("q4_0", 2, Type.Q4_0, {"ffn_down": ((_LEGACY, Type.Q4_1),)}),
-        Recipe("q4_1", 3, Type.Q4_1),
-        Recipe("q5_0", 8, Type.Q5_0, {"ffn_down": ((_LEGACY, Type.Q5_1),)}),
-        Recipe("q5_1", 9, Type.Q5_1),
-        Recipe("q4_k_s", 14, Type.Q4_K, {"attn_v": ((first(4), Type.Q5_K),),
-                                         "ffn_down": ((first_part(8), Type.Q5_K),)}),
-        Recipe("q4_k_m", 15, Type.Q4_K, _K_M),
-        Recipe("q5_k_s", 16, Type.Q5_K),
-        Recipe("q5_k_m", 17, Type.Q5_K, _K_M),
-        Recipe("q6_k", 18, Type.Q6_K),
-        Recipe("q2_k", 10, Type.Q2_K, {"attn_v": ((wide_groups, Type.Q4_K), (always, Type.Q3_K)),
-                                       "ffn_down": ((always, Type.Q3_K),),
-                                       "attn_output": ((always, Type.Q3_K),)}),
-        Recipe("q3_k_s", 11, Type.Q3_K),
-        Recipe("q3_k_m", 12, Type.Q3_K, {"attn_v": ((first(2), Type.Q5_K), (always, Type.Q4_K)),
-                                         "ffn_down": ((first_part(16), Type.Q5_K), (always, Type.Q4_K)),
-                                         "attn_output": ((always, Type.Q4_K),)}),
-        Recipe("q3_k_l", 13, Type.Q3_K, {"attn_v": ((always, Type.Q5_K),),
-                                         "ffn_down": ((always, Type.Q5_K),),
-                                         "attn_output": ((always, Type.Q5_K),)}),
-        Recipe("iq4_nl", 25, Type.IQ4_NL, _IQ4),
-        Recipe("iq4_xs", 30, Type.IQ4_XS, _IQ4),
-    )
-}  # fmt: skip
-
-VISION_RECIPES: Final[dict[str, Recipe]] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("f32", 0, Type.F32),
-        Recipe("f16", 1, Type.F16),
-        Recipe("bf16", 32, Type.BF16),
-        Recipe("q8_0", 7, Type.Q8_0),
-        Recipe("q6_k", 18, Type.Q6_K),
-        Recipe("q5_k", 16, Type.Q5_K),
-        Recipe("q4_k", 14, Type.Q4_K),
-        Recipe("q4_0", 2, Type.Q4_0),
-    )
-}
+__all__ = ["TEXT_RECIPES", "VISION_RECIPES", "Choices", "Planned", "Recipe", "plan_text", "plan_vision"]
 
 # Where a row is no multiple of the block: the next type that has smaller blocks, then F16
 # (llama-quant.cpp, `tensor_type_fallback`).
@@ -159,7 +27,8 @@ SMALLER_BLOCKS: Final[dict[Type, Type]] = {
     Type.Q4_K: Type.Q5_0,
     Type.Q5_K: Type.Q5_1,
     Type.Q6_K: Type.Q8_0,
-    Type.IQ4_XS: Type.IQ4_NL,
+    **dict.fromkeys((Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS), Type.IQ4_NL),
+    **dict.fromkeys((Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_M, Type.IQ1_S), Type.IQ4_NL),
 }
 FLOATS: Final = (Type.F32, Type.F16, Type.BF16)
 

@@ -66,11 +66,10 @@ class OutputFile:
             self._file.flush()
 
     def finish(self) -> None:
-        """Make the content durable and give the file its name."""
+        """Make the content durable; the file still has its temporary name."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self.partial.replace(self.path)
 
     def discard(self) -> None:
         """Close and remove what was written."""
@@ -80,20 +79,22 @@ class OutputFile:
             self.partial.unlink(missing_ok=True)
 
     def _open(self) -> BinaryIO:
-        file = self.partial.open("wb", buffering=0 if hasattr(os, "pwrite") else -1)
+        # Not truncated on opening: another process may be writing it, which only the lock tells.
+        number = os.open(self.partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        file = os.fdopen(number, "r+b")
         try:
             import fcntl
 
-            # A file left by a killed process is taken over; one that is being written is not.
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
+        except ImportError:  # Windows does not let two processes open it for writing
             pass
         except OSError as error:
             file.close()
             raise OutputError(
                 f"{self.path}: is being written by another process", hint="wait for it, or choose another folder"
             ) from error
-        return file  # type: ignore[return-value]
+        file.truncate(0)  # left by a process that was killed
+        return file
 
     def _write_header(self, arch: str, metadata: Metadata, tensors: Sequence[Planned]) -> None:
         logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
@@ -143,6 +144,8 @@ def output_files(
         yield files
         for file in files:
             file.finish()
+        for file in files:
+            file.partial.replace(file.path)
     except OSError as error:
         raise _output_error(error, paths[0].parent) from error
     finally:
