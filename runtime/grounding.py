@@ -1,0 +1,227 @@
+"""Boxes in a reply: parsed while it streams, mapped to pixels, shown as text.
+
+Qwen2-VL names what it points at and where, in thousandths of the picture's width and height (paper, section
+2.2.2, "Referring expression comprehension"; token names from the model's tokenizer):
+
+    <|object_ref_start|>the cup<|object_ref_end|><|box_start|>(120,40),(300,512)<|box_end|>
+    <|quad_start|>(10,10),(90,12),(88,40),(9,38)<|quad_end|>
+
+A label holds for every box after it, until the next label. What does not follow the form is kept as text and
+reported as a problem; no text raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SCALE = 1000
+"""Coordinates run from 0 to below this, over the width and over the height."""
+
+_LABEL, _LABEL_END = "<|object_ref_start|>", "<|object_ref_end|>"
+_BOX, _BOX_END = "<|box_start|>", "<|box_end|>"
+_QUAD, _QUAD_END = "<|quad_start|>", "<|quad_end|>"
+_TAGS = (_LABEL, _LABEL_END, _BOX, _BOX_END, _QUAD, _QUAD_END)
+_SHAPES: dict[str, tuple[str, int]] = {_BOX: (_BOX_END, 2), _QUAD: (_QUAD_END, 4)}  # end, points
+_TAG = re.compile("|".join(map(re.escape, _TAGS)))
+_LONGEST_TAG = max(map(len, _TAGS))
+_MOST_CHARACTERS = 200  # of the coordinates of one box; beyond, its end is taken to be missing
+
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_POINT = re.compile(rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)")
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where something is in a picture.
+
+    Attributes:
+        label: what is there, as the model named it; empty if it did not.
+        points: (x, y) in thousandths of the width and height: the top left and the bottom right corner of a
+            box, or the four corners of a quad in the model's order.
+    """
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def shape(self) -> Literal["box", "quad"]:
+        """A box is upright; a quad has four free corners."""
+        return "box" if len(self.points) == 2 else "quad"
+
+    def pixels(self, width: int, height: int) -> tuple[tuple[int, int], ...]:
+        """The points in pixels of the picture as it is shown, after EXIF rotation."""
+        return tuple((round(x * width / SCALE), round(y * height / SCALE)) for x, y in self.points)
+
+    def json(self, width: int, height: int) -> dict[str, Any]:
+        """As JSON: "label", and in pixels "box" as [left, top, right, bottom] or "quad" as [[x, y], …]."""
+        points = self.pixels(width, height)
+        if self.shape == "box":
+            return {"label": self.label, "box": [*points[0], *points[1]]}
+        return {"label": self.label, "quad": [list(point) for point in points]}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A part of a reply.
+
+    Attributes:
+        text: what to show of it; the texts of all events make the readable reply.
+        box: the box that `text` stands for, if it does.
+        problem: what is wrong with this part of the reply, in words.
+    """
+
+    text: str
+    box: Box | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """A whole reply: readable text, its boxes, and what was wrong in it."""
+
+    text: str
+    boxes: tuple[Box, ...]
+    problems: tuple[str, ...]
+
+
+class GroundingParser:
+    """Parses a reply in pieces, cut anywhere.
+
+    Args:
+        size: (width, height) in pixels of the picture that the boxes are in, as it is shown; then their
+            text is in pixels. None leaves thousandths.
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None) -> None:
+        self._size = size or (SCALE, SCALE)
+        self._held = ""  # not yet understood
+        self._within = ""  # the start tag of what `_held` is in: of a label, a box, a quad, or none
+        self._label = ""
+        self._last = ""  # the last character shown
+
+    def feed(self, text: str) -> list[Event]:
+        """What a piece of the reply completes."""
+        self._held += text
+        return list(self._events(finished=False))
+
+    def finish(self) -> list[Event]:
+        """What the end of the reply leaves."""
+        return list(self._events(finished=True))
+
+    def _events(self, *, finished: bool) -> Iterator[Event]:
+        while self._held:
+            tag = _TAG.search(self._held)
+            if self._within in _SHAPES:
+                limit = len(self._held) if tag is None else tag.start()
+                if limit > _MOST_CHARACTERS:
+                    # A tag that begins at the limit is complete by now, whichever way the text was cut.
+                    if tag is None and not finished and limit < _MOST_CHARACTERS + _LONGEST_TAG:
+                        return
+                    yield self._fault(self._held[:_MOST_CHARACTERS], "has no end")
+                    self._held = self._held[_MOST_CHARACTERS:]
+                elif tag is not None:
+                    self._held = self._held[tag.end() :]
+                    if tag[0] == _SHAPES[self._within][0]:
+                        yield self._shape(self._within, self._held_before(tag))
+                    else:
+                        yield self._fault(self._held_before(tag), f"ends with {tag[0]}")
+                        if tag[0] in (_LABEL, _BOX, _QUAD):
+                            yield from self._enter(tag[0])
+                elif finished:
+                    yield self._fault(self._held, "is cut off")
+                    self._held = ""
+                else:
+                    return
+            else:
+                keep = 0 if tag is not None or finished else _overlap(self._held)
+                shown = self._held_before(tag) if tag is not None else self._held[: len(self._held) - keep]
+                self._held = self._held[tag.end() :] if tag is not None else self._held[len(shown) :]
+                if shown:
+                    yield self._text(shown)
+                if tag is None:
+                    break
+                yield from self._enter(tag[0])
+        if finished and self._within:
+            problem = f"{self._within} has no end"
+            self._within = ""
+            yield Event("", problem=problem)
+
+    def _held_before(self, tag: re.Match[str]) -> str:
+        return tag.string[: tag.start()]
+
+    def _text(self, text: str) -> Event:
+        if self._within == _LABEL:
+            self._label += text
+        self._last = text[-1]
+        return Event(text)
+
+    def _enter(self, tag: str) -> Iterator[Event]:
+        """Take in a tag outside of a box."""
+        if self._within == _LABEL and tag != _LABEL_END:
+            yield Event("", problem=f"{_LABEL} ends with {tag}")
+        elif self._within != _LABEL and tag in (_LABEL_END, _BOX_END, _QUAD_END):
+            yield Event("", problem=f"{tag} without its start")
+        if tag == _LABEL:
+            self._label = ""
+        self._within = tag if tag in (_LABEL, _BOX, _QUAD) else ""
+
+    def _shape(self, start: str, content: str) -> Event:
+        """Read the coordinates of a box or quad."""
+        points = [(float(x), float(y)) for x, y in _POINT.findall(content)]
+        expected = _SHAPES[start][1]
+        if _POINT.sub("", content).replace(",", "").strip() or len(points) != expected:
+            return self._fault(content, f"should hold {expected} points, (x,y)")
+        inside = tuple((min(max(x, 0.0), SCALE - 1.0), min(max(y, 0.0), SCALE - 1.0)) for x, y in points)
+        problem = None if list(inside) == points else f"{_name(start)} {_short(content)} is out of range"
+        if start == _BOX:
+            (left, right), (top, bottom) = (sorted(axis) for axis in zip(*inside, strict=True))
+            inside = ((left, top), (right, bottom))
+        if len({x for x, _ in inside}) == 1 or len({y for _, y in inside}) == 1:
+            return self._fault(content, "has no area")
+        self._within = ""
+        box = Box(" ".join(self._label.split()), inside)
+        corners = box.pixels(*self._size)
+        if box.shape == "box":
+            text = f"[{', '.join(str(value) for point in corners for value in point)}]"
+        else:
+            text = f"[{' '.join(f'({x}, {y})' for x, y in corners)}]"
+        return Event(self._spaced(text), box, problem)
+
+    def _fault(self, content: str, what: str) -> Event:
+        """Show what was meant to be a box as it is, and say what is wrong with it."""
+        problem = f"{_name(self._within)} {_short(content)} {what}"
+        self._within = ""
+        return Event(self._spaced(content) if content else "", problem=problem)
+
+    def _spaced(self, text: str) -> str:
+        gap = " " if self._last and not self._last.isspace() else ""
+        self._last = text[-1]
+        return gap + text
+
+
+def parse_grounding(text: str, size: tuple[int, int] | None = None) -> Grounding:
+    """Parse a whole reply; see `GroundingParser`."""
+    parser = GroundingParser(size)
+    events = parser.feed(text) + parser.finish()
+    return Grounding(
+        "".join(event.text for event in events),
+        tuple(event.box for event in events if event.box is not None),
+        tuple(event.problem for event in events if event.problem is not None),
+    )
+
+
+def _overlap(text: str) -> int:
+    """Length of the longest end of the text with which a tag could begin."""
+    at = text.rfind("<", max(0, len(text) - _LONGEST_TAG + 1))
+    return len(text) - at if at >= 0 and any(tag.startswith(text[at:]) for tag in _TAGS) else 0
+
+
+def _name(start: str) -> str:
+    return start.strip("<|>").removesuffix("_start")
+
+
+def _short(content: str) -> str:
+    return repr(content if len(content) <= 60 else content[:59] + "…")
