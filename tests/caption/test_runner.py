@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.caption_fakes import FakeCaptioner, runner, said, write_pictures
+
+from qvl.runtime.batch import Done
+from qvl.runtime.caption.ledger import Mode
+from qvl.runtime.caption.record import Record
+from qvl.runtime.errors import Cancelled
+
+
+def run(folder: Path, out: Path | None, mode: Mode = "skip", **options: object) -> list[Record]:
+    caption, ledger = runner(folder, out, mode, **options)  # type: ignore[arg-type]
+    with ledger:
+        return list(caption.run())
+
+
+def lines(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_every_picture_gets_its_caption(tmp_path: Path) -> None:
+    pictures, out = write_pictures(tmp_path / "in", 12), tmp_path / "out.jsonl"
+    caption, ledger = runner(tmp_path / "in", out)
+    with ledger:
+        records = list(caption.run())
+    assert sorted(r.path for r in records) == [str(p) for p in pictures]
+    assert [r.as_dict() for r in records] == lines(out)
+    by_path = {r.path: r.caption for r in records}
+    texts = Counter(said(job, job.seeds[0]) for job in caption.captioner.submitted)  # type: ignore[attr-defined]
+    assert Counter(by_path.values()) == texts
+    assert caption.tally.done == 12
+    assert run(tmp_path / "in", out) == []
+
+
+def test_bad_pictures_stop_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    good = write_pictures(folder, 3)
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "cut.png").write_bytes(good[0].read_bytes()[:100])
+    (folder / "wrong.jpg").write_bytes(good[1].read_bytes()[:-1] + b"\0")  # a PNG all the same
+    Image.new("RGB", (2000, 5)).save(folder / "ribbon.png")
+    bomb = bytearray(good[0].read_bytes())
+    bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    (folder / "bomb.png").write_bytes(bytes(bomb))
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    records = {Path(r.path).name: r for r in run(folder, tmp_path / "out.jsonl")}
+    failed = {name for name, record in records.items() if record.failed}
+    assert failed == {"empty.png", "text.jpg", "cut.png", "ribbon.png", "bomb.png", "gone.png"}
+    for name in failed:
+        assert str(folder / name) in str(records[name].error)
+        assert records[name].caption is None
+    assert "found text" in str(records["text.jpg"].error)
+    assert len(lines(tmp_path / "out.jsonl")) == 10
+
+
+def test_errors_are_kept_and_retried_on_request(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    pictures = write_pictures(folder, 2)
+    content = pictures[0].read_bytes()
+    pictures[0].write_bytes(b"")
+    assert [r.failed for r in run(folder, out)].count(True) == 1
+    caption, ledger = runner(folder, out)
+    with ledger:
+        assert list(caption.run()) == []
+    assert (caption.tally.skipped, caption.tally.failed_before) == (2, 1)
+    pictures[0].write_bytes(content)
+    assert [r.path for r in run(folder, out, "retry-errors")] == [str(pictures[0])]
+    assert [line.get("error") for line in lines(out)] == [None, None]
+
+
+def test_equal_pictures_are_captioned_once(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    pictures = write_pictures(folder, 4)
+    for i in range(5):
+        shutil.copy(pictures[i % 2], folder / f"copy{i}.png")
+    caption, ledger = runner(folder, out)
+    with ledger:
+        records = {Path(r.path).name: r for r in caption.run()}
+    assert len(caption.captioner.submitted) == 4  # type: ignore[attr-defined]
+    assert caption.tally.copied == 5
+    assert records["copy3.png"].caption == records["001.png"].caption
+    assert records["copy3.png"].same_as == str(pictures[1])
+    shutil.copy(pictures[3], folder / "later.png")
+    assert run(folder, out)[0].same_as == str(pictures[3])  # known from the earlier run
+
+
+def test_append_and_prepend(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    write_pictures(folder, 2)
+    first = {r.path: r.caption for r in run(folder, out)}
+    for record in run(folder, out, "append"):
+        assert record.caption == f"{first[record.path]}, {first[record.path]}"
+    assert len(lines(out)) == 2
+
+
+def test_sidecars(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    pictures = write_pictures(folder, 4)
+    pictures[0].with_suffix(".txt").write_text("by hand\n")
+    shutil.copy(pictures[1], pictures[1].with_suffix(".jpg"))  # whose text would be 001.txt as well
+    records = {Path(r.path).name: r for r in run(folder, None, sidecar=True)}
+    assert sorted(records) == ["001.jpg", "001.png", "002.png", "003.png"]
+    assert "001.txt, is that of" in str(records["001.png"].error)
+    assert pictures[0].with_suffix(".txt").read_text() == "by hand\n"
+    assert pictures[2].with_suffix(".txt").read_text() == f"{records['002.png'].caption}\n"
+    assert run(folder, None, sidecar=True) == []
+    pictures[2].with_suffix(".txt").unlink()
+    assert [Path(r.path).name for r in run(folder, None, sidecar=True)] == ["002.png"]
+    run(folder, None, "prepend", sidecar=True)
+    assert pictures[0].with_suffix(".txt").read_text().endswith(", by hand\n")
+
+
+class Interrupting(FakeCaptioner):
+    """Presses Ctrl-C at a step."""
+
+    def __init__(self, at: int, times: int) -> None:
+        super().__init__()
+        self.at, self.times, self.steps = at, times, 0
+        self.press: object = None
+
+    def step(self) -> Sequence[Done]:
+        self.steps += 1
+        if self.steps == self.at:
+            for _ in range(self.times):
+                self.press()  # type: ignore[operator]
+        return super().step()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_finishes_what_is_in_flight_and_two_stop_at_once(tmp_path: Path, times: int) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    write_pictures(folder, 12)
+    caption, ledger = runner(folder, out)
+    caption.captioner = captioner = Interrupting(3, times)
+    captioner.press = caption.stop.request
+    records: list[Record] = []
+    with ledger:
+        if times == 2:
+            with pytest.raises(Cancelled):
+                records.extend(caption.run())
+        else:
+            records.extend(caption.run())
+            assert caption.tally.interrupted
+            assert not captioner.busy
+            assert len(records) == len(captioner.submitted) < 12
+    done = len(lines(out))
+    assert done < 12
+    assert done + len(run(folder, out)) == 12
+    assert len({line["path"] for line in lines(out)}) == 12
