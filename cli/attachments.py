@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -39,14 +39,26 @@ _CLOSING: Final = ".,;:!?)]}»”"
 
 @dataclass(frozen=True)
 class Attachment:
-    """A picture or a video that goes into the next message."""
+    """A picture or a video that goes into the next message.
+
+    Attributes:
+        options: how to look at it, by the names of the message part: ("fps", 1.0).
+    """
 
     path: Path
     kind: Kind
+    options: tuple[tuple[str, float], ...] = ()
 
     def part(self) -> dict[str, Any]:
         """The message part, in the shape of OpenAI and HF: {"type": "image", "image": path}."""
-        return {"type": self.kind, self.kind: str(self.path)}
+        return {"type": self.kind, self.kind: str(self.path), **dict(self.options)}
+
+    @classmethod
+    def of_part(cls, part: Mapping[str, Any]) -> Attachment:
+        """The reverse of `part`."""
+        kind = part["type"]
+        options = tuple((k, v) for k, v in part.items() if k not in ("type", kind))
+        return cls(Path(part[kind]), kind, options)
 
 
 def kind_of(path: Path) -> Kind | None:

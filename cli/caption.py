@@ -38,6 +38,7 @@ def caption(
     threads: options.Threads = None,
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
+    kv_type: options.KvType = None,
     max_tokens: options.MaxTokens = 256,
     temp: options.Temperature = None,
     top_k: options.TopK = None,
@@ -57,7 +58,7 @@ def caption(
     for note in found.notes:
         out.warn(note)
     model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels
+        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type
     )
     sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
     failed, started = 0, time.monotonic()

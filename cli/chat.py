@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from qvl.cli import options
-from qvl.cli.attachments import Attachment, attach
+from qvl.cli.attachments import attach
 from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
 
@@ -22,6 +23,12 @@ Videos = Annotated[
 ]
 Prompt = Annotated[
     str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this and leave; - reads stdin.")
+]
+Fps = Annotated[
+    float | None, typer.Option("--fps", metavar="X", min=0.01, help="Frames of a video a second. Default: 2.")
+]
+NumberImages = Annotated[
+    bool, options.flag("--number-images", help='Put "Picture 1:" before the first picture, and so on.')
 ]
 SchemaFile = Annotated[
     Path | None, typer.Option("--schema", metavar="FILE", help="Answer in JSON that fits this JSON schema.")
@@ -36,6 +43,8 @@ def chat(
     image: Images = None,
     video: Videos = None,
     prompt: Prompt = None,
+    fps: Fps = None,
+    number_images: NumberImages = False,
     system: options.System = None,
     schema: SchemaFile = None,
     draw: DrawTo = None,
@@ -48,6 +57,7 @@ def chat(
     threads: options.Threads = None,
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
+    kv_type: options.KvType = None,
     max_tokens: options.MaxTokens = 1024,
     temp: options.Temperature = None,
     top_k: options.TopK = None,
@@ -70,18 +80,17 @@ def chat(
 
     out = Output(quiet, verbose)
     question = _question(prompt)
-    attachments: list[Attachment] = [
-        *(attach(image, "image") if image else ()),
-        *(attach(video, "video") if video else ()),
-    ]
+    attachments = [*(attach(image, "image") if image else ()), *(attach(video, "video") if video else ())]
+    if fps is not None:
+        attachments = [replace(a, options=(("fps", fps),)) if a.kind == "video" else a for a in attachments]
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema(schema) if schema else None
     model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels
+        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type
     )
     sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
     with open_model(model_options, out) as loaded:
-        conversation = Conversation(loaded, sampling, system, grammar)
+        conversation = Conversation(loaded, sampling, system, grammar, number_images=number_images)
         repl = Repl(conversation, out, as_json=json)
         if saved:
             repl.restore(saved, sampling)

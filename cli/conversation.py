@@ -16,6 +16,7 @@ from qvl.cli.attachments import Attachment
 from qvl.cli.options import SamplingOptions
 from qvl.cli.sessions import Saved
 from qvl.runtime.errors import Cancelled, InputError, QvlError
+from qvl.runtime.grounding import Box, Event, GroundingParser
 
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
@@ -33,6 +34,8 @@ class Conversation:
         messages: finished turns, user and assistant in turns; the system prompt is kept apart.
         pending: what goes into the next message, before its text.
         reply: the last reply, or None.
+        boxes: what the last reply points at.
+        problems: what was wrong with its boxes, in words.
     """
 
     model: Model
@@ -41,7 +44,10 @@ class Conversation:
     schema: dict[str, Any] | None = None
     messages: list[Message] = field(default_factory=list)
     pending: list[Attachment] = field(default_factory=list)
+    number_images: bool = False
     reply: Reply | None = None
+    boxes: list[Box] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._session: Session = self.model.session()
@@ -55,7 +61,7 @@ class Conversation:
     # asking ----------------------------------------------------------------------------------------
 
     def ask(self, text: str, progress: Progress | None = None) -> Iterator[str]:
-        """Put a question and stream the reply's text.
+        """Put a question and stream the reply as readable text; boxes and problems grow with it.
 
         If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
         was read, the question is taken back and what was attached is attached again.
@@ -81,18 +87,47 @@ class Conversation:
 
     def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
         self.reply = None
+        self.boxes, self.problems = [], []
+        parser = GroundingParser(self.picture_size())
         stream = self._session.generate(
-            self._prompt(), schema=self.schema, progress=progress, **self.sampling.kwargs()
+            self._prompt(),
+            schema=self.schema,
+            number_images=self.number_images,
+            progress=progress,
+            **self.sampling.kwargs(),
         )
         try:
             for piece in stream:
                 pieces.append(piece.text)
-                yield piece.text
+                yield from self._shown(parser.feed(piece.text))
         except (KeyboardInterrupt, GeneratorExit):
             stream.cancel()
             self.reply = stream.result()
             raise
         self.reply = stream.result()
+        yield from self._shown(parser.finish())
+
+    def _shown(self, events: list[Event]) -> Iterator[str]:
+        for event in events:
+            if event.box is not None:
+                self.boxes.append(event.box)
+            if event.problem is not None:
+                self.problems.append(event.problem)
+            if event.text:
+                yield event.text
+
+    def picture(self) -> Path | None:
+        """The picture that boxes are in: the last one of the last message that has any."""
+        for message in reversed(self.messages):
+            _, media = _split(message["content"])
+            if pictures := [a.path for a in media if a.kind == "image"]:
+                return pictures[-1]
+        return None
+
+    def picture_size(self) -> tuple[int, int] | None:
+        """Width and height in pixels of that picture as it is shown, or None."""
+        path = self.picture()
+        return None if path is None else size_of(path)
 
     def _prompt(self) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -113,7 +148,9 @@ class Conversation:
         opening = {"role": "user", "content": [a.part() for a in self.pending]}
         prompt = [*self._prompt(), opening]
         self._eager.start(
-            lambda cancel, progress: self._session.prefill(prompt, cancel=cancel, progress=progress)
+            lambda cancel, progress: self._session.prefill(
+                prompt, cancel=cancel, number_images=self.number_images, progress=progress
+            )
         )
 
     # changing what was said ------------------------------------------------------------------------
@@ -197,12 +234,23 @@ class Conversation:
         self._eager.cancel()
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a picture, upright.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    from qvl.runtime.vision.image import open_picture
+
+    width, height = open_picture(path).size
+    return width, height
+
+
 def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:
     if isinstance(content, str):
         return content, []
     text = "\n".join(part["text"] for part in content if part["type"] == "text")
-    media = [part for part in content if part["type"] in ("image", "video")]
-    return text, [Attachment(Path(part[part["type"]]), part["type"]) for part in media]
+    return text, [Attachment.of_part(part) for part in content if part["type"] in ("image", "video")]
 
 
 class Background:

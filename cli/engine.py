@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,34 +22,56 @@ def open_model(options: ModelOptions, out: Output) -> Iterator[Model]:
     """The model that the options name, loaded, and freed at the end.
 
     Raises:
-        InputError: no such file, or no embedded model in this installation.
+        QvlError: what `qvl.runtime.load` raises.
     """
-    path = model_path(options.path, out)
+    _check(options.path)
     from qvl.runtime import load
 
-    with load(path, **options.kwargs()) as model:
+    show_log(out)
+    if options.path is None:
+        introduce(out)
+    with out.progress("loading", "%", delay=1.0) as bar:
+        model = load(options.path, **options.kwargs(), progress=lambda share: bar(share, 1.0))
+    with model:
         yield model
 
 
-def model_path(name: str | None, out: Output) -> Path:
-    """The file or folder of a model given by `-m`; without it, the embedded one, which introduces itself."""
+def introduce(out: Output) -> None:
+    """Say what the embedded model is, so that nobody takes it for Qwen2-VL."""
+    try:
+        embedded = importlib.import_module("qvl.models.embedded")
+    except ImportError:  # loading it says what is wrong
+        return
+    out.dim(embedded.INTRODUCTION)
+
+
+def show_log(out: Output) -> None:
+    """With -v, llama.cpp's log goes to stderr; else nothing of it is shown."""
+    logger = logging.getLogger("qvl.llama")
+    logger.propagate = False
+    logger.handlers[:] = [_Details(out) if out.verbose else logging.NullHandler()]
+    logger.setLevel(logging.INFO if out.verbose else logging.CRITICAL)
+
+
+class _Details(logging.Handler):
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._out.detail(record.getMessage().rstrip())
+
+
+def _check(name: str | None) -> None:
+    """Hints for what people give to `-m` that is no GGUF file."""
     if name is None:
-        from qvl.models import embedded
-
-        out.dim(embedded.INTRODUCTION)
-        return embedded.path()
+        return
     path = Path(name).expanduser()
-    if path.exists():
-        if path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.gguf")):
-            raise InputError(
-                f"{path}: a checkpoint, not GGUF files", hint=f"qvl convert {name} -o OUT, then -m OUT"
-            )
-        return path
-    hint = (
-        f"qvl convert {name} -o OUT, then -m OUT" if _is_hub_id(name) else "qvl models lists what to convert"
-    )
-    raise InputError(f"{name}: no such file or folder", hint=hint)
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not name.endswith(".gguf")
+    hint = f"qvl convert {name} -o OUT makes GGUF files of it; then -m OUT"
+    if not path.exists():
+        is_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and path.suffix != ".gguf"
+        raise InputError(
+            f"{name}: no such file or folder", hint=hint if is_hub_id else "qvl models lists what to convert"
+        )
+    if (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+        raise InputError(f"{path}: a checkpoint, not GGUF files", hint=hint)

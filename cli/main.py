@@ -88,7 +88,8 @@ def run(args: list[str] | None = None) -> int:
 def _usage_error(out: Output, error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
     message = error.format_message()
-    if not message:  # a bare `qvl`: the help was the answer
+    if context is not None and message == context.get_help():  # a bare `qvl`
+        out.note(message)
         return USAGE
     out.error(message, f"{context.command_path if context else 'qvl'} --help lists what there is")
     return USAGE

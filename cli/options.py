@@ -25,7 +25,7 @@ Mmproj = Annotated[
     typer.Option("--mmproj", metavar="FILE", help="The vision GGUF, if not beside the text file."),
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="auto, cpu, or a device of ggml (CUDA0, Metal).")
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda0, metal, rpc:HOST:PORT.")
 ]
 GpuLayers = Annotated[
     int | None,
@@ -43,6 +43,10 @@ MinPixels = Annotated[
 ]
 MaxPixels = Annotated[
     int | None, typer.Option("--max-pixels", metavar="N", min=1, help="Shrink larger pictures to this area.")
+]
+
+KvType = Annotated[
+    str | None, typer.Option("--kv-type", metavar="T", help="Of the KV cache: f16, f32, q8_0.")
 ]
 
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Stop after so many.")]
@@ -82,6 +86,7 @@ class ModelOptions:
     threads: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    kv_type: str | None = None
 
     def kwargs(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None and name != "path"}

@@ -7,12 +7,12 @@ from typing import Final
 
 from qvl.cli import commands, sessions
 from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path
-from qvl.cli.conversation import Conversation
+from qvl.cli.conversation import Conversation, size_of
 from qvl.cli.lines import LineReader
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.report import reply_json, stats_text
-from qvl.runtime.errors import ImageError, InputError, QvlError
+from qvl.runtime.errors import ImageError, InputError, OutputError, QvlError
 
 PROMPT: Final = ">>> "
 _BAR_AFTER: Final = 0.5
@@ -77,9 +77,18 @@ class Repl:
 
     def attach(self, attachments: list[Attachment]) -> None:
         """Attach to the next message, and say so."""
+        said = [f"attached {a.path}{self._cost(a)}" for a in attachments]
         self.conversation.attach(attachments)
-        for a in attachments:
-            self.out.dim(f"attached {a.path}")
+        for line in said:
+            self.out.dim(line)
+
+    def _cost(self, attachment: Attachment) -> str:
+        """The size of a picture and the tokens it takes, after its name."""
+        if attachment.kind == "video":
+            return ""
+        width, height = size_of(attachment.path)
+        vision = self.conversation.model.vision.preprocessor
+        return f" ({width} x {height}, {vision.n_tokens(height, width)} tokens)"
 
     def ask(self, text: str) -> None:
         """Stream the reply to stdout and keep the conversation for `--continue`."""
@@ -100,6 +109,8 @@ class Repl:
                 sessions.save(sessions.LAST, self.conversation.saved())
         if self.as_json:
             self.out.json(reply_json(self.conversation))
+        for problem in self.conversation.problems:
+            self.out.warn(problem)
         if self.out.verbose:
             self.show_stats()
 
@@ -112,8 +123,25 @@ class Repl:
             self.out.note(saved.messages[-1]["content"])
 
     def draw(self, path: Path | None) -> None:
-        """Draw the boxes of the last reply."""
-        raise InputError("the last reply has no boxes")
+        """Draw the boxes of the last reply onto its picture; without a path, beside it.
+
+        Raises:
+            InputError: there are no boxes, or no picture. OutputError: it cannot be written there.
+        """
+        from qvl.runtime.drawing import draw
+
+        picture = self.conversation.picture()
+        if not self.conversation.boxes or picture is None:
+            raise InputError(
+                "the last reply has no boxes to draw",
+                hint='ask for them: "Find the cat." or "Where is the red circle?"',
+            )
+        path = path or Path(f"{picture.stem}-boxes.png")
+        try:
+            draw(picture, self.conversation.boxes).save(path)
+        except (OSError, ValueError) as e:  # ValueError: a suffix that names no format
+            raise OutputError(f"{path}: cannot be written: {e}", hint="name a .png or .jpg file") from e
+        self.out.dim(f"drawn into {path}")
 
     def show_stats(self) -> None:
         """Say what the last reply cost."""

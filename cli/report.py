@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qvl.cli.output import human_seconds
+from qvl.runtime.grounding import SCALE, parse_grounding
 
 if TYPE_CHECKING:
     from qvl.cli.conversation import Conversation
@@ -15,11 +16,16 @@ def reply_json(conversation: Conversation) -> dict[str, Any]:
     """The last reply as `--json` prints it: text, finish reason, usage, timings in seconds."""
     reply = conversation.reply
     assert reply is not None
+    size = conversation.picture_size() or (SCALE, SCALE)
+    grounded = bool(conversation.boxes or conversation.problems)
     return {
-        "text": reply.text,
+        "text": parse_grounding(reply.text, size).text if grounded else reply.text,
         "finish_reason": reply.finish_reason,
         "model": str(conversation.model.path),
         "usage": asdict(reply.usage),
+        "boxes": [box.json(*size) for box in conversation.boxes],
+        **({"raw": reply.text} if grounded else {}),
+        **({"problems": conversation.problems} if conversation.problems else {}),
         "timings": {name: round(value, 4) for name, value in asdict(reply.timings).items()},
     }
 

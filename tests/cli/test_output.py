@@ -71,8 +71,9 @@ def test_errors_say_what_and_what_to_do(
 
 def test_a_bare_qvl_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
-    out, _ = capsys.readouterr()
-    assert "caption" in out
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: qvl")
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

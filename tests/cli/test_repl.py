@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,15 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from qvl.cli.commands import COMMANDS, Leave
 from qvl.cli.conversation import Background, Conversation
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.repl import Repl
-from qvl.runtime.errors import Cancelled, ImageError, InputError
+from qvl.cli.report import reply_json
+from qvl.runtime.errors import Cancelled, ImageError, InputError, OutputError
 from qvl.runtime.stream import Reply
+from qvl.runtime.vision.preprocess import Preprocessor
 
 
 @dataclass
@@ -28,13 +33,15 @@ class RoteSession:
     settings: list[dict[str, Any]] = field(default_factory=list)
     looked_at: list[list[dict[str, Any]]] = field(default_factory=list)
     interrupt_after: int | None = None
+    answer: str = "reply {} end"
 
     def generate(self, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
         self.prompts.append(messages)
         self.settings.append(kwargs)
-        return RoteStream(["reply ", f"{len(self.prompts)}", " end"], self.interrupt_after)
+        words = re.split(r"(?<= )", self.answer.format(len(self.prompts)))
+        return RoteStream(words, self.interrupt_after)
 
-    def prefill(self, messages: list[dict[str, Any]], cancel: threading.Event, progress: Any) -> None:
+    def prefill(self, messages: list[dict[str, Any]], **kwargs: Any) -> None:
         self.looked_at.append(messages)
 
 
@@ -64,7 +71,9 @@ def session() -> RoteSession:
 @pytest.fixture
 def repl(session: RoteSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repl]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    model: Any = SimpleNamespace(session=lambda: session, path=Path("m.gguf"))
+    model: Any = SimpleNamespace(
+        session=lambda: session, path=Path("m.gguf"), vision=SimpleNamespace(preprocessor=Preprocessor())
+    )
     repl = Repl(Conversation(model, SamplingOptions()), Output())
     yield repl
     repl.conversation.close()
@@ -73,7 +82,7 @@ def repl(session: RoteSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "a.png"
-    path.touch()
+    Image.new("RGB", (200, 100), "white").save(path)
     return path
 
 
@@ -162,7 +171,7 @@ def test_edit_offers_the_question(repl: Repl, session: RoteSession, picture: Pat
     assert session.prompts[-1] == [question(picture, "what?")]
 
 
-@pytest.mark.parametrize(("after", "kept"), [(1, "reply "), (2, "reply 1")])
+@pytest.mark.parametrize(("after", "kept"), [(1, "reply "), (2, "reply 1 ")])
 def test_an_interrupt_keeps_what_was_said(
     repl: Repl, session: RoteSession, after: int, kept: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +234,38 @@ def test_save_and_load(repl: Repl, session: RoteSession, picture: Path) -> None:
         {"role": "user", "content": "and?"},
     ]
     assert session.settings[-1]["seed"] == 7
+
+
+BOX = "<|object_ref_start|>the bike<|object_ref_end|><|box_start|>(100,200),(500,900)<|box_end|>"
+
+
+def test_boxes_are_shown_kept_and_drawn(
+    repl: Repl, session: RoteSession, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.answer = f"It is {BOX} here"
+    repl.handle(f"{picture} where?")
+    assert capsys.readouterr().out == "It is the bike [20, 20, 100, 90] here\n"
+    assert repl.conversation.messages[-1]["content"] == f"It is {BOX} here"
+    said = reply_json(repl.conversation)
+    assert said["boxes"] == [{"label": "the bike", "box": [20, 20, 100, 90]}]
+    assert said["text"] == "It is the bike [20, 20, 100, 90] here"
+    repl.handle(f"/draw {tmp_path}/out.png")
+    drawn = np.asarray(Image.open(tmp_path / "out.png"))
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 2
+    with pytest.raises(OutputError, match=r"out\.nonsense"):
+        repl.handle(f"/draw {tmp_path}/out.nonsense")
+
+
+def test_a_malformed_box_is_reported(
+    repl: Repl, session: RoteSession, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.answer = "Here <|box_start|>(1,2)<|box_end|> it is"
+    repl.handle(f"{picture} where?")
+    out, err = capsys.readouterr()
+    assert out == "Here (1,2) it is\n"
+    assert "warning: box '(1,2)'" in err
+    with pytest.raises(InputError, match="no boxes"):
+        repl.handle("/draw")
 
 
 def test_exit(repl: Repl) -> None:
