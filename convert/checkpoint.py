@@ -25,7 +25,7 @@ SINGLE: Final = "model.safetensors"
 ITEM_SIZE: Final[dict[str, int]] = {"BF16": 2, "F16": 2, "F32": 4}
 # What other programs write; known so that the message can name the type rather than call the file damaged.
 OTHER_DTYPES: Final = frozenset(
-    "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 I16 U16 I32 U32 I64 U64 F64 C64 F4 F6_E2M3 F6_E3M2".split()
+    ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F64", "C64", "F8_E4M3", "F8_E5M2")
 )
 MAX_HEADER: Final = 100_000_000  # the reference implementation's own limit
 MAX_DIMS: Final = 8

@@ -61,30 +61,35 @@ def find_source(src: str | Path, *, revision: str | None = None) -> Source:
     text = str(src)
     if folder.exists() or not _REPO.fullmatch(text):
         raise CheckpointError(
-            f"{text}: no such folder", hint="pass a checkpoint's folder, or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
+            f"{text}: no such folder",
+            hint="pass a checkpoint's folder, or a hub id such as Qwen/Qwen2-VL-2B-Instruct",
         )
     return Source(_download(text, revision), text.rpartition("/")[2], text)
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    import httpx  # huggingface_hub's own dependency
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
+
+    def failed(what: str, hint: str) -> DownloadError:
+        return DownloadError(f"{repo}: {what}", hint=hint)
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
     except hub.GatedRepoError as error:
-        raise DownloadError(f"{repo}: access must be asked for", hint="accept its terms, then set HF_TOKEN") from error
+        raise failed("access must be asked for", "accept its terms on the hub, then set HF_TOKEN") from error
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        raise DownloadError(
-            f"{repo}: the hub has no such repository or revision", hint="check the name; set HF_TOKEN if it is private"
+        raise failed(
+            "the hub has no such repository or revision", "check the name; set HF_TOKEN if it is private"
         ) from error
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        offline = constants.HF_HUB_OFFLINE
-        raise DownloadError(
-            f"{repo}: not in the cache ({constants.HF_HUB_CACHE}), and "
-            + ("HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"),
-            hint="unset HF_HUB_OFFLINE" if offline else "check the connection, or pass a local folder",
-        ) from error
-    except (hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise DownloadError(f"{repo}: download failed: {error}", hint="run again: it resumes") from error
+        if constants.HF_HUB_OFFLINE:
+            raise failed(
+                f"not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set",
+                "unset HF_HUB_OFFLINE to download it",
+            ) from error
+        raise failed("the hub cannot be reached", "check the connection, or pass a local folder") from error
+    # Whatever else: a dropped connection, a full disk, a hash that does not fit. Which classes these are
+    # depends on the HTTP library that this version of huggingface_hub happens to use.
+    except Exception as error:
+        raise failed(f"download failed: {error}", "run again: it resumes where it stopped") from error

@@ -185,14 +185,14 @@ class _Worker:
 
     def __call__(self, chunk: _Chunk) -> Odd:
         job, kind = chunk.job, chunk.job.planned.type
-        rows = np.require(chunk.rows, requirements="CA")
+        rows = np.require(chunk.rows, requirements=("C", "A"))
         values = self.to_float32(rows, SOURCE_TYPES[job.entry.dtype][0])
         odd = _odd(values, kind)
         if odd.not_finite and kind not in FLOATS:
             # One NaN would spoil its whole block, and some quantizers abort on it.
             values = np.nan_to_num(values, copy=True, nan=0.0, posinf=0.0, neginf=0.0)
         if SOURCE_TYPES[job.entry.dtype][0] is kind:
-            data = memoryview(rows).cast("B")
+            data = rows.data.cast("B")
         else:
             data = self.quantize(values, kind, job.importance)
         n_rows = rows.shape[0]
@@ -224,7 +224,7 @@ class _Worker:
         self.lib.ggml_quantize_chunk(
             int(kind), values.ctypes.data, data.ctypes.data, 0, n_rows, n_per_row, weights
         )
-        return memoryview(data)
+        return data.data
 
     def release(self, chunk: _Chunk) -> None:
         entry, rows = chunk.job.entry, chunk.rows

@@ -104,14 +104,13 @@ def summarize(path: Path, plan: Sequence[Planned]) -> FileSummary:
     return FileSummary(path, path.stat().st_size, by_type, fallbacks)
 
 
-def warn(
-    odd: Mapping[str, Odd], ignored: Sequence[str], plans: Sequence[Sequence[Planned]]
-) -> Iterator[str]:
+def warn(odd: Mapping[str, Odd], ignored: Sequence[str], plans: Sequence[Sequence[Planned]]) -> Iterator[str]:
     """Warnings, worst first."""
     types = {planned.tensor.name: planned.type for plan in plans for planned in plan}
     for name, found in odd.items():
         if found.not_finite:
-            fate = "kept" if types[name] in FLOATS else f"written as 0, since {types[name].name} cannot hold them"
+            kind = types[name]
+            fate = "kept" if kind in FLOATS else f"written as 0, since {kind.name} cannot hold them"
             yield f"{name}: {found.not_finite} weights are NaN or infinite ({fate})"
         if found.too_large:
             yield f"{name}: {found.too_large} weights are beyond F16's range (65504) and become infinite"

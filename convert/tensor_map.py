@@ -186,8 +186,10 @@ def map_tensors(config: ModelConfig, tensors: Mapping[str, TensorEntry], where: 
         )
     for source, shape in wanted.items():
         if entries[source].shape != shape:
-            found = list(entries[source].shape)
-            raise CheckpointError(f"{where}: {source} has shape {found}, expected {list(shape)} by config.json")
+            raise CheckpointError(
+                f"{where}: {source} has shape {list(entries[source].shape)}, "
+                f"expected {list(shape)} by config.json"
+            )
     return TensorMap(text, vision, entries, tuple(sorted(ignorable)))
 
 

@@ -26,6 +26,10 @@ SPLIT: Final = (
 )
 
 
+# Added tokens: id to (text, special).
+Added = dict[int, tuple[str, bool]]
+
+
 class TokenType(IntEnum):
     """`enum llama_token_type` (llama.h), the ones that a byte-level BPE vocabulary has."""
 
@@ -97,7 +101,8 @@ def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
-    for value in (_optional(folder / "chat_template.json").get("chat_template"), settings.get("chat_template")):
+    for source in (_optional(folder / "chat_template.json"), settings):
+        value = source.get("chat_template")
         if isinstance(value, str):
             return value
         if isinstance(value, list):  # several, by name
@@ -111,7 +116,7 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _from_tokenizer_json(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], dict[int, tuple[str, bool]]]:
+def _from_tokenizer_json(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], Added]:
     data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
@@ -122,7 +127,7 @@ def _from_tokenizer_json(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...]
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise CheckpointError(f"{path}: model.vocab or model.merges is missing")
-    added: dict[int, tuple[str, bool]] = {}
+    added: Added = {}
     for item in data.get("added_tokens") or []:
         if not isinstance(item, dict) or not isinstance(item.get("id"), int):
             raise CheckpointError(f"{path}: added_tokens has {item!r}, which is no token")
@@ -162,9 +167,9 @@ def _joined(path: Path, pairs: Iterable[object]) -> tuple[str, ...]:
     return tuple(merges)
 
 
-def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Added tokens outside of tokenizer.json: id to (text, special)."""
-    added = {}
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> Added:
+    """Added tokens outside of tokenizer.json."""
+    added: Added = {}
     for text, token_id in _optional(folder / "added_tokens.json").items():
         if not isinstance(token_id, int):
             raise CheckpointError(f"{folder / 'added_tokens.json'}: {text!r} has the id {token_id!r}")
@@ -178,7 +183,7 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[
 
 
 def _table(
-    folder: Path, base: Mapping[str, Any], added: Mapping[int, tuple[str, bool]], size: int
+    folder: Path, base: Mapping[str, Any], added: Added, size: int
 ) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
     tokens: list[str] = [f"[PAD{i}]" for i in range(size)]
     types = [TokenType.UNUSED] * size

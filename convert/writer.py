@@ -91,7 +91,8 @@ class OutputFile:
         except OSError as error:
             file.close()
             raise OutputError(
-                f"{self.path}: is being written by another process", hint="wait for it, or choose another folder"
+                f"{self.path}: is being written by another process",
+                hint="wait for it, or choose another folder",
             ) from error
         file.truncate(0)  # left by a process that was killed
         return file

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from qvl.convert import Converted, convert
 from support.checkpoint import Shape, Style, write_checkpoint
+
+from qvl.convert import Converted, convert
 
 
 @pytest.fixture(scope="session")

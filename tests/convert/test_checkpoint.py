@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.checkpoint import Shape, Style, write_checkpoint, write_safetensors
+
 from qvl.convert.checkpoint import Checkpoint, read_header
 from qvl.runtime.errors import CheckpointError
-from support.checkpoint import Shape, Style, write_checkpoint, write_safetensors
 
 
 def safetensors(header: object, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -45,7 +46,10 @@ def test_reads_every_tensor_where_it_lies(tmp_path: Path) -> None:
 
 def test_agrees_with_the_reference_reader(tiny_checkpoint: Path) -> None:
     safe_open = pytest.importorskip("safetensors").safe_open
-    with safe_open(tiny_checkpoint / "model.safetensors", "np") as reference, Checkpoint(tiny_checkpoint) as ours:
+    with (
+        safe_open(tiny_checkpoint / "model.safetensors", "np") as reference,
+        Checkpoint(tiny_checkpoint) as ours,
+    ):
         assert set(reference.keys()) == set(ours.tensors)
         for name, entry in ours.tensors.items():
             held = np.frombuffer(ours.map(entry.path), "<f4", entry.nbytes // 4, entry.offset).copy()
@@ -77,7 +81,8 @@ DAMAGED = {
     "shape larger than its bytes": safetensors({"a": tensor(shape=[3])}, bytes(8)),
     "shape that overflows": safetensors({"a": tensor(shape=[2**62, 2**62])}, bytes(8)),
     "shape with thousands of digits": safetensors(
-        b'{"a": {"dtype": "F32", "shape": [' + b",".join([b"9" * 4000] * 8) + b'], "data_offsets": [0, 8]}}', bytes(8)
+        b'{"a": {"dtype": "F32", "shape": [' + b",".join([b"9" * 4000] * 8) + b'], "data_offsets": [0, 8]}}',
+        bytes(8),
     ),
     "one offset": safetensors({"a": tensor(offsets=[0])}, bytes(8)),
     "offsets backwards": safetensors({"a": tensor(offsets=[8, 0])}, bytes(8)),
@@ -104,7 +109,9 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, content: bytes) -> No
 @given(data=st.data())
 def test_no_header_gets_a_range_outside_of_the_file(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever the bytes are, the result is a CheckpointError or entries that lie in the file."""
-    count = st.one_of(st.integers(-4, 40), st.integers(-(2**70), 2**70), st.booleans(), st.floats(), st.none())
+    count = st.one_of(
+        st.integers(-4, 40), st.integers(-(2**70), 2**70), st.booleans(), st.floats(), st.none()
+    )
     entry = st.fixed_dictionaries(
         {},
         optional={
@@ -113,7 +120,9 @@ def test_no_header_gets_a_range_outside_of_the_file(tmp_path: Path, data: st.Dat
             "data_offsets": st.lists(count, max_size=3),
         },
     )
-    header = data.draw(st.one_of(st.binary(max_size=60), st.dictionaries(st.text(max_size=3), entry, max_size=4)))
+    header = data.draw(
+        st.one_of(st.binary(max_size=60), st.dictionaries(st.text(max_size=3), entry, max_size=4))
+    )
     length = data.draw(st.one_of(st.none(), st.integers(0, 2**64 - 1), st.integers(0, 100)))
     content = safetensors(header, data.draw(st.binary(max_size=40)), length=length)
     content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
@@ -124,7 +133,10 @@ def test_no_header_gets_a_range_outside_of_the_file(tmp_path: Path, data: st.Dat
         return
     for found in entries.values():
         assert 8 <= found.offset <= found.offset + found.nbytes <= len(content)
-        assert found.nbytes == int(np.prod(found.shape, dtype=object)) * {"F32": 4, "F16": 2, "BF16": 2}[found.dtype]
+        assert (
+            found.nbytes
+            == int(np.prod(found.shape, dtype=object)) * {"F32": 4, "F16": 2, "BF16": 2}[found.dtype]
+        )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoint import Shape, Style, config_json, special_ids
+
 from qvl.convert.config import Yarn, read_config
 from qvl.runtime.errors import CheckpointError
-from support.checkpoint import Shape, Style, config_json, special_ids
 
 Change = Callable[[dict[str, Any]], object]
 
 
-def save(folder: Path, style: Style, change: Change = lambda config: None, shape: Shape | None = None) -> Path:
+def save(
+    folder: Path, style: Style, change: Change = lambda config: None, shape: Shape | None = None
+) -> Path:
     config = config_json(shape or Shape(), style, special_ids())
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
@@ -100,7 +103,7 @@ def put_rope(**values: Any) -> Change:
         (put(use_sliding_window=True, max_window_layers=1), "no sliding window"),
         (put(eos_token_id="</s>"), "eos_token_id is '</s>', expected a token id"),
         (put(rope_scaling=None), "rope_scaling is None, expected an object"),
-        (put_rope(mrope_section=[1, 2, 3]), r"mrope_section is \[1, 2, 3\], expected three counts with the sum 16"),
+        (put_rope(mrope_section=[1, 2, 3]), r"section is \[1, 2, 3\], expected three counts with the sum 16"),
         (put_rope(mrope_section=[16]), "mrope_section"),
         (put_rope(type="linear"), "rope_scaling.type is 'linear'"),
         (put_rope(type="yarn"), "rope_scaling.factor is nothing"),

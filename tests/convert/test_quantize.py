@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
-from qvl.convert import Converted, convert
-from qvl.convert.recipe import TEXT_RECIPES, VISION_RECIPES
 from support.checkpoint import Shape, Style, encode, weights, write_checkpoint, write_weights
 from support.llama_quantize import llama_quantize
+
+from qvl.convert import Converted, convert
+from qvl.convert.recipe import TEXT_RECIPES, VISION_RECIPES
 
 Digest = dict[str, tuple[str, str]]
 
@@ -76,7 +77,10 @@ def test_vision_values_are_close_to_the_source(tmp_path: Path, name: str) -> Non
     found = {t.name: t for t in GGUFReader(done.mmproj).tensors}
     step = {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.01, "q6_k": 0.04, "q5_k": 0.08, "q5_1": 0.08,
             "q4_k": 0.15, "q4_0": 0.2}[name]  # fmt: skip
-    for ours, theirs in (("v.blk.1.ffn_down.weight", "blocks.1.mlp.fc2.weight"), ("mm.2.weight", "merger.mlp.2.weight")):
+    for ours, theirs in (
+        ("v.blk.1.ffn_down.weight", "blocks.1.mlp.fc2.weight"),
+        ("mm.2.weight", "merger.mlp.2.weight"),
+    ):
         got = gguf.dequantize(found[ours].data, found[ours].tensor_type).reshape(-1)
         want = source[f"visual.{theirs}"].reshape(-1)
         assert np.abs(got - want).max() <= step * np.abs(want).max()
@@ -91,7 +95,9 @@ def test_vision_values_are_close_to_the_source(tmp_path: Path, name: str) -> Non
     ("name", "wide", "narrow"),
     [("q6_k", "Q6_K", "Q8_0"), ("q5_k", "Q5_K", "Q5_1"), ("q4_k", "Q4_K", "Q5_0"), ("q8_0", "Q8_0", "Q8_0")],
 )
-def test_rows_that_do_not_divide_fall_back_and_say_so(tmp_path: Path, name: str, wide: str, narrow: str) -> None:
+def test_rows_that_do_not_divide_fall_back_and_say_so(
+    tmp_path: Path, name: str, wide: str, narrow: str
+) -> None:
     """An encoder 64 wide: 256-blocks fit only the mlp's and merger's rows of 256."""
     done = convert(write_checkpoint(tmp_path / "c"), tmp_path, "q4_k_m", name)
     types = {t.name: t.tensor_type.name for t in GGUFReader(done.mmproj).tensors}

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
+from support.checkpoint import Shape, Style, encode, weights, write_checkpoint, write_weights
+
 from qvl.convert import Converted, convert
 from qvl.convert.checkpoint import Checkpoint
 from qvl.convert.config import read_config
 from qvl.convert.tensor_map import canonical, map_tensors, text_tensors, vision_tensors
 from qvl.runtime.errors import CheckpointError
-from support.checkpoint import Shape, Style, encode, weights, write_checkpoint, write_weights
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -112,7 +113,9 @@ def rewrite(folder: Path, change: dict[str, npt.NDArray[np.float32] | None]) -> 
 def test_left_over_and_missing_are_named_as_sets(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     extra = np.zeros(3, np.float32)
-    rewrite(folder, {"model.norm.weight": None, "visual.merger.ln_q.bias": None, "audio.x": extra, "b.y": extra})
+    rewrite(
+        folder, {"model.norm.weight": None, "visual.merger.ln_q.bias": None, "audio.x": extra, "b.y": extra}
+    )
     with pytest.raises(CheckpointError) as caught:
         convert(folder, tmp_path / "out")
     assert "2 tensors left over: {audio.x, b.y}" in str(caught.value)
@@ -138,7 +141,9 @@ def test_a_tied_head_and_rotary_tables_are_ignored_and_said(tmp_path: Path) -> N
 def test_a_shape_other_than_the_configs_is_named(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     rewrite(folder, {"model.layers.1.mlp.up_proj.weight": np.zeros((256, 127), np.float32)})
-    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight has shape \[256, 127\], expected"):
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight has shape \[256, 127\], expected"
+    ):
         convert(folder, tmp_path / "out")
 
 

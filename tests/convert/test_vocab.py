@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
+from support.checkpoint import TOKENIZER, Style, special_ids, write_checkpoint
+
 from qvl.convert import Converted
 from qvl.convert.config import read_config
 from qvl.convert.vocab import TokenType, generation_defaults, read_chat_template, read_vocab
 from qvl.runtime.errors import CheckpointError
-from support.checkpoint import TOKENIZER, Style, special_ids, write_checkpoint
 
 N_BASE = 4252
 CORPUS = (TOKENIZER / "corpus.txt").read_text(encoding="utf-8")
@@ -62,7 +63,9 @@ def test_the_corpus_falls_into_transformers_pieces(tmp_path: Path, kind: str, ti
 
 def test_metadata_of_the_file(tiny_model: Converted) -> None:
     fields = GGUFReader(tiny_model.text).fields
-    value = {name: field.contents() for name, field in fields.items() if name.startswith(("token", "general"))}
+    value = {
+        name: field.contents() for name, field in fields.items() if name.startswith(("token", "general"))
+    }
     ids = special_ids()
     assert value["tokenizer.ggml.model"] == "gpt2"
     assert value["tokenizer.ggml.pre"] == "qwen2"
@@ -81,7 +84,9 @@ def test_a_merge_may_begin_with_a_hash(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     lines = (folder / "merges.txt").read_text(encoding="utf-8")
     assert "\n# #\n" in lines
-    (folder / "merges.txt").write_text("#version: 0.2\n# #\n" + lines.replace("\n# #\n", "\n"), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n# #\n" + lines.replace("\n# #\n", "\n"), encoding="utf-8"
+    )
     merges = vocab_of(folder).merges
     assert merges[:2] == ("# #", "Ġ Ġ")
 
@@ -167,7 +172,10 @@ def test_damaged_files_are_named(tmp_path: Path, damage: Callable[[Path], None],
     [
         (lambda v: v.update(model={"type": "Unigram"}), "not a byte-level BPE"),
         (lambda v: v["model"].pop("vocab"), "model.vocab or model.merges is missing"),
-        (lambda v: v["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+"), "expected Qwen2's"),
+        (
+            lambda v: v["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+"),
+            "expected Qwen2's",
+        ),
         (lambda v: v.update(added_tokens=[3]), "added_tokens has 3"),
     ],
 )
@@ -181,7 +189,9 @@ def test_other_tokenizers_are_refused(tmp_path: Path, change: Callable[[Any], No
 def test_generation_defaults(tmp_path: Path) -> None:
     assert generation_defaults(tmp_path) == {}
     path = tmp_path / "generation_config.json"
-    path.write_text('{"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.1}')
+    path.write_text(
+        '{"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.1}'
+    )
     expected = {"temp": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "penalty_repeat": 1.1}
     assert generation_defaults(tmp_path) == expected
     path.write_text('{"do_sample": false, "temperature": 0.7}')

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.checkpoint import Shape, Style, write_checkpoint
+
 from qvl.convert import Converted, convert, writer
 from qvl.convert.recipe import TEXT_RECIPES
 from qvl.runtime.errors import InputError, OutputError, QvlError
-from support.checkpoint import Shape, Style, write_checkpoint
 
 
 def listing(folder: Path) -> list[str]:
@@ -52,7 +53,9 @@ def test_too_little_disk_is_noticed_before_the_work(
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
     calls: list[str] = []
     with pytest.raises(OutputError, match=r"0\.04 GB needed, 0\.00 GB free"):
-        convert(tiny_checkpoint, tmp_path, "f16", "f16", progress=lambda done, total, name: calls.append(name))
+        convert(
+            tiny_checkpoint, tmp_path, "f16", "f16", progress=lambda done, total, name: calls.append(name)
+        )
     assert not calls
     assert listing(tmp_path) == []
 
@@ -93,7 +96,9 @@ def test_a_disk_that_fails_midway_leaves_nothing(
         return real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(OutputError, match="the disk is full" if code == errno.ENOSPC else "cannot be written"):
+    with pytest.raises(
+        OutputError, match="the disk is full" if code == errno.ENOSPC else "cannot be written"
+    ):
         convert(tiny_checkpoint, tmp_path, "f32", "f32")
     assert listing(tmp_path) == []
 

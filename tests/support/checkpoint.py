@@ -178,7 +178,12 @@ def config_json(shape: Shape, style: Style, ids: Mapping[str, int]) -> dict[str,
     rope = {"mrope_section": sections, "rope_theta": 1e6, "rope_type": "default", "type": "mrope"}
     text |= {"model_type": "qwen2_vl_text", "rope_parameters": rope, "dtype": dtype, "pad_token_id": None}
     vision |= {"model_type": "qwen2_vl_vision", "hidden_act": "quick_gelu", "in_channels": 3}
-    return root | {"dtype": dtype, "text_config": text, "vision_config": vision, "transformers_version": "5.0.0"}
+    return root | {
+        "dtype": dtype,
+        "text_config": text,
+        "vision_config": vision,
+        "transformers_version": "5.0.0",
+    }
 
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -204,10 +209,11 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     if not shape.tied:
         yield "lm_head.weight", (shape.vocab_size, hidden)
     yield "visual.patch_embed.proj.weight", (dim, 3, 2, 14, 14)
-    linear = [(f"visual.blocks.{i}.{name}", rows, columns) for i in range(shape.depth) for name, rows, columns in (
-        ("attn.proj", dim, dim), ("attn.qkv", 3 * dim, dim),
-        ("mlp.fc1", dim * shape.mlp_ratio, dim), ("mlp.fc2", dim, dim * shape.mlp_ratio),
-    )]  # fmt: skip
+    linear = []
+    for i in range(shape.depth):
+        block, mlp = f"visual.blocks.{i}.", dim * shape.mlp_ratio
+        linear += [(f"{block}attn.proj", dim, dim), (f"{block}attn.qkv", 3 * dim, dim)]
+        linear += [(f"{block}mlp.fc1", mlp, dim), (f"{block}mlp.fc2", dim, mlp)]
     linear += [("visual.merger.mlp.0", 4 * dim, 4 * dim), ("visual.merger.mlp.2", hidden, 4 * dim)]
     for name, rows, columns in linear:
         yield f"{name}.weight", (rows, columns)

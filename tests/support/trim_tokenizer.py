@@ -3,9 +3,9 @@
     python tests/support/trim_tokenizer.py PUBLISHED tests/fixtures/tokenizer
 
 Kept are the 256 bytes, the first merges of the published list, every merge that tokenizing the words of
-corpus.txt takes, and all special tokens, renumbered to follow. A merge of the short list is one of the full list,
-in the same order, and each one that the full list applies to a word of the corpus is kept: so the
-corpus falls into the same pieces as with the published tokenizer. Needs the `regex` package.
+corpus.txt takes, and all special tokens, renumbered to follow. A merge of the short list is one of the
+full list, in the same order, and each one that the full list applies to a word of the corpus is kept: so
+the corpus falls into the same pieces as with the published tokenizer. Needs the `regex` package.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def apply(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]
     """The merges that byte-pair encoding applies to a word, in order."""
     pieces, applied = list(word), []
     while len(pieces) > 1:
-        pairs = [(ranks.get(pair, len(ranks)), pair) for pair in zip(pieces, pieces[1:], strict=False)]
+        pairs = [(ranks.get(pair, len(ranks)), pair) for pair in pairwise(pieces)]
         rank, best = min(pairs)
         if rank == len(ranks):
             break
@@ -75,19 +76,27 @@ def trim(published: Path, out: Path, *, first: int) -> None:
     vocab_ids = json.loads((published / "vocab.json").read_text(encoding="utf-8"))
     tokens = sorted({*letters.values(), *(a + b for a, b in order)}, key=lambda token: vocab_ids[token])
     settings = json.loads((published / "tokenizer_config.json").read_text(encoding="utf-8"))
-    special = [value for _, value in sorted(settings["added_tokens_decoder"].items(), key=lambda kv: int(kv[0]))]
+    special = [
+        value for _, value in sorted(settings["added_tokens_decoder"].items(), key=lambda kv: int(kv[0]))
+    ]
     settings["added_tokens_decoder"] = {str(len(tokens) + i): value for i, value in enumerate(special)}
 
     (out / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in order), encoding="utf-8")
-    vocab = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False, separators=(",", ":"))
+    vocab = json.dumps(
+        {token: i for i, token in enumerate(tokens)}, ensure_ascii=False, separators=(",", ":")
+    )
     (out / "vocab.json").write_text(vocab, encoding="utf-8")
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     print(f"{len(tokens)} tokens, {len(order)} merges, {len(special)} special")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("published", type=Path, help="folder with vocab.json, merges.txt, tokenizer_config.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "published", type=Path, help="folder with vocab.json, merges.txt, tokenizer_config.json"
+    )
     parser.add_argument("out", type=Path, help="folder that holds corpus.txt")
     parser.add_argument("--first", type=int, default=2000, help="merges kept whatever the corpus says")
     args = parser.parse_args()
