@@ -29,7 +29,7 @@ $(READY_TRAIN): $(READY)
 setup: $(READY)  ## install qvl and its tools into .venv
 
 demo: $(READY)  ## convert the small model, then chat about and caption sample pictures
-	$(PYTHON_IN_VENV) -m qvl.cli.demo
+	@VENV=$(VENV) models/demo.sh
 
 test: $(READY)  ## run the tests that need no torch
 	$(PYTHON_IN_VENV) -m pytest -m "not parity"

@@ -95,10 +95,11 @@ def chat(
         if saved:
             repl.restore(saved, sampling)
             conversation.set_system(system or saved.system)
-        if attachments:
-            repl.attach(attachments)
         if question is None:
+            if attachments:
+                repl.attach(attachments)
             return repl.run()
+        conversation.attach(attachments, look_ahead=False)
         try:
             repl.ask(question)
             if draw:

@@ -135,11 +135,12 @@ class Conversation:
 
     # attaching -------------------------------------------------------------------------------------
 
-    def attach(self, attachments: list[Attachment]) -> None:
+    def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
         """Attach to the next message, and begin to look at it in the background."""
         self._eager.cancel()
         self.pending += attachments
-        self._look_ahead()
+        if look_ahead:
+            self._look_ahead()
 
     def _look_ahead(self) -> None:
         """Encode and prefill what is attached while the user types: it stands before the question."""
