@@ -1,4 +1,4 @@
-"""Scenes to pixels. Coverage masks are made once for each kind and side, so that a picture takes about a millisecond."""
+"""Scenes to pixels. Coverage masks are made once a kind and side: a picture takes a millisecond."""
 
 from __future__ import annotations
 
@@ -19,7 +19,20 @@ def _polygon(kind: str) -> list[tuple[float, float]]:
         return [(0.5, 0), (1, 1), (0, 1)]
     if kind == "cross":
         a, b = 0.33, 0.67
-        return [(a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)]
+        return [
+            (a, 0),
+            (b, 0),
+            (b, a),
+            (1, a),
+            (1, b),
+            (b, b),
+            (b, 1),
+            (a, 1),
+            (a, b),
+            (0, b),
+            (0, a),
+            (a, a),
+        ]
     points = []
     for n in range(10):  # star
         radius = 1.0 if n % 2 == 0 else 0.40

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +20,18 @@ import numpy as np
 
 from qvl.models.nano.train import questions as ask
 from qvl.models.nano.train.draw import draw_scene
-from qvl.models.nano.train.pack import Frame
+from qvl.models.nano.train.pack import BOX, Frame
 from qvl.models.nano.train.reading import read, sample_page
 from qvl.models.nano.train.sequences import sample_clip, sample_pair
 from qvl.models.nano.train.stream import clip_frames, page_things, scene_things
 from qvl.models.nano.train.world import sample_scene
 
 SEED = 20_000_000  # training draws from (1, seed, step, rank): never from these
-BOX = re.compile(r"<\|box_start\|>\((\d{1,3}),(\d{1,3})\),\((\d{1,3}),(\d{1,3})\)<\|box_end\|>")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One conversation: pictures of a still, a pair, or the frames of a clip, and its true answers in turn."""
+    """One conversation: pictures of a still, a pair, or frames of a clip, and its true answers in turn."""
 
     task: str
     kind: str
@@ -140,7 +138,9 @@ def table(answer: Any, count: int, tasks: list[str], seed: int) -> dict[str, dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gguf", type=Path, help="folder or text GGUF, run by qvl")
     parser.add_argument("--state", type=Path, help="training state, run in torch")
     parser.add_argument("--raw", action="store_true", help="with --state: not the running average")

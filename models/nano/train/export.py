@@ -1,13 +1,12 @@
-"""A training state to a Hugging Face checkpoint: config, tokenizer, preprocessor and bfloat16 weights as published.
+"""A training state to a checkpoint as Hugging Face lays it out: config, tokenizer, bfloat16 weights.
 
-    python -m qvl.models.nano.train.export --state /var/tmp/qvl-nano/last.pt --out models/nano
+python -m qvl.models.nano.train.export --state /var/tmp/qvl-nano/last.pt --out models/nano
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def config_json(c: Config, token: dict[str, int]) -> dict[str, Any]:
 
 
 def load_weights(state: Path, average: bool = True) -> tuple[Config, dict[str, Tensor]]:
-    """The float32 parameters of a training state, by published name; the heads that only train are left out."""
+    """The float32 parameters of a training state, by published name; heads that only train are left out."""
     config = Config(vocab_size=vocabulary.load(NANO).get_vocab_size())
     flat = Flat(Nano(config), 1)
     source = torch.load(state)["flat"]["average" if average else "master"]
@@ -106,18 +105,22 @@ def export(state: Path, out: Path, average: bool = True) -> None:
     write_json(
         out / "generation_config.json",
         {
-            "bos_token_id": token["<|endoftext|>"], "pad_token_id": token["<|endoftext|>"], "do_sample": False,
+            "bos_token_id": token["<|endoftext|>"], "pad_token_id": token["<|endoftext|>"],
+            "do_sample": False,
             "eos_token_id": [token["<|im_end|>"], token["<|endoftext|>"]], "repetition_penalty": 1.0,
             "transformers_version": "4.37.0",
         },
     )  # fmt: skip
     tensors = {name: value.bfloat16().contiguous() for name, value in weights.items()}
     save_file(tensors, out / "model.safetensors.tmp", metadata={"format": "pt"})
-    os.replace(out / "model.safetensors.tmp", out / "model.safetensors")
+    (out / "model.safetensors.tmp").chmod(0o644)
+    (out / "model.safetensors.tmp").replace(out / "model.safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--raw", action="store_true", help="the latest weights, not their running average")

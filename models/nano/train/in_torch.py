@@ -1,4 +1,4 @@
-"""Answers of a training state: by teacher forcing, the true answer where greedy decoding would give it, else "".
+"""Answers of a training state: by teacher forcing the true answer where greedy decoding gives it, else "".
 
 A box is decoded token by token, since its IoU is asked for and not only whether it is exact.
 """

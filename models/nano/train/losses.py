@@ -12,7 +12,7 @@ NONE_WEIGHT = 0.25  # most patches show nothing
 
 
 def answer_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(loss, correct [number of answer tokens]). A long answer weighs more than a short one, by its square root."""
+    """(loss, correct [number of answer tokens]). An answer weighs the square root of its length."""
     at = x["labels"] >= 0
     logits = F.linear(hidden[at], model.model.embed_tokens.weight).float()
     labels = x["labels"][at]
@@ -21,13 +21,23 @@ def answer_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> tuple[Tens
     return (loss * weight).sum() / weight.sum(), logits.detach().argmax(-1) == labels
 
 
+def corner_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> Tensor:
+    """Where a box is said, regress it: digits alone are slow to teach that 199 and 201 are neighbours."""
+    at = (x["corners"][..., 0] >= 0) & (x["labels"] >= 0)
+    if not bool(at.any()):
+        return torch.zeros(())
+    return F.smooth_l1_loss(model.aux.corners(hidden[at]).float(), x["corners"][at], beta=0.02) * 10
+
+
 def _classes(logits: Tensor, target: Tensor) -> Tensor:
     weight = torch.ones(logits.shape[-1])
     weight[0] = NONE_WEIGHT
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), weight)
 
 
-def dense_loss(model: Nano, seen: Tensor, middle: Tensor, x: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+def dense_loss(
+    model: Nano, seen: Tensor, middle: Tensor, x: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
     aux, (frames, tokens, _) = model.aux, seen.shape
     heads = aux.patch(aux.norm(seen)).view(frames, tokens * 4, -1).split(aux.classes, -1)
     names = ("kind", "colour", "char")
@@ -43,7 +53,9 @@ def dense_loss(model: Nano, seen: Tensor, middle: Tensor, x: dict[str, Tensor]) 
     centre = torch.stack((col, row, col, row), -1) + 0.5
     shown = x["shown"]
     if bool(shown.any()):
-        parts["box"] = 2 * F.smooth_l1_loss(aux.box(aux.norm(seen))[shown].float(), (x["box"] - centre)[shown] / 2, beta=0.1)
+        parts["box"] = 2 * F.smooth_l1_loss(
+            aux.box(aux.norm(seen))[shown].float(), (x["box"] - centre)[shown] / 2, beta=0.1
+        )
         accuracy["box"] = float(parts["box"].detach())
     index = x["vision_index"]
     at = index >= 0

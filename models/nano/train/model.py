@@ -1,6 +1,6 @@
 """Qwen2-VL in plain torch, for training on a CPU: fixed shapes, plain batched products, bfloat16 weights.
 
-Parameter names are those that Qwen publishes, so that export is a copy. `Aux` holds the heads that only train.
+Parameter names are those that Qwen publishes, so export is a copy. `Aux` holds the heads that only train.
 Held against transformers' Qwen2VLForConditionalGeneration in float32 by the export test.
 """
 
@@ -84,7 +84,10 @@ class VisionBlock(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(c.embed_dim, eps=1e-6), nn.LayerNorm(c.embed_dim, eps=1e-6)
-        self.attn, self.mlp = VisionAttention(c.embed_dim, c.num_heads), VisionMLP(c.embed_dim, c.embed_dim * c.mlp_ratio)
+        self.attn, self.mlp = (
+            VisionAttention(c.embed_dim, c.num_heads),
+            VisionMLP(c.embed_dim, c.embed_dim * c.mlp_ratio),
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin, bias)
@@ -128,7 +131,7 @@ class Vision(nn.Module):
         self.register_buffer("scale", 1 / (torch.tensor(STD).repeat_interleave(196) * 255), persistent=False)
 
     def forward(self, first: Tensor, second: Tensor | None, grid: Tensor) -> Tensor:
-        """uint8 [b, n, 588] pairs of frames and grids [b, 2] to [b, n / 4, hidden]; rows past the grid are noise."""
+        """uint8 [b, n, 588] pairs of frames and grids [b, 2] to [b, n / 4, hidden]; past the grid: noise."""
         weight = self.patch_embed.proj.weight
         a, b = (weight[:, :, t].reshape(weight.shape[0], -1) for t in range(2))
         x = ((first.float() - self.mean) * self.scale).to(weight.dtype)
@@ -165,17 +168,23 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(*shape, self.kv, self.h // self.kv, self.d).movedim(-4, -2)
         k = self.k_proj(x).view(*shape, self.kv, self.d).movedim(-3, -2)
         v = self.v_proj(x).view(*shape, self.kv, self.d).movedim(-3, -2)
-        return rotate(q, cos.unsqueeze(-3).unsqueeze(-3), sin.unsqueeze(-3).unsqueeze(-3)), rotate(
-            k, cos.unsqueeze(-3), sin.unsqueeze(-3)
-        ), v
+        return (
+            rotate(q, cos.unsqueeze(-3).unsqueeze(-3), sin.unsqueeze(-3).unsqueeze(-3)),
+            rotate(k, cos.unsqueeze(-3), sin.unsqueeze(-3)),
+            v,
+        )
 
-    def forward(self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         b, np_, _ = p.shape
         _, t, n, _ = s.shape
         g, scale = self.h // self.kv, self.d**-0.5
         pq, pk, pv = self._heads(p, rope[0], rope[1])
         sq, sk, sv = self._heads(s, rope[2], rope[3])
-        scores = (pq.reshape(b, self.kv, g * np_, self.d) @ pk.transpose(-1, -2)).view(b, self.kv, g, np_, np_)
+        scores = (pq.reshape(b, self.kv, g * np_, self.d) @ pk.transpose(-1, -2)).view(
+            b, self.kv, g, np_, np_
+        )
         weights = (scores.float() * scale + masks[0][:, None, None]).softmax(-1).to(pv.dtype)
         po = weights.view(b, self.kv, g * np_, np_) @ pv
         po = po.view(b, self.h, np_, self.d).transpose(1, 2).reshape(b, np_, self.h * self.d)
@@ -183,7 +192,11 @@ class Attention(nn.Module):
         far = far.view(b, self.kv, t, g, n, np_).transpose(1, 2)
         near = (sq.reshape(b, t, self.kv, g * n, self.d) @ sk.transpose(-1, -2)).view(b, t, self.kv, g, n, n)
         both = torch.cat(
-            (far.float() * scale + masks[1][:, None, None, None], near.float() * scale + masks[2][:, :, None, None]), -1
+            (
+                far.float() * scale + masks[1][:, None, None, None],
+                near.float() * scale + masks[2][:, :, None, None],
+            ),
+            -1,
         )
         weights = both.softmax(-1).to(sv.dtype)
         w_far = weights[..., :np_].transpose(1, 2).reshape(b, self.kv, t * g * n, np_)
@@ -211,7 +224,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn, self.mlp = Attention(c), MLP(c)
 
-    def forward(self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         dp, ds = self.self_attn(self.input_layernorm(p), self.input_layernorm(s), rope, masks)
         p, s = p + dp, s + ds
         return p + self.mlp(self.post_attention_layernorm(p)), s + self.mlp(self.post_attention_layernorm(s))
@@ -224,7 +239,9 @@ class Text(nn.Module):
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         half = c.head_dim // 2
-        self.register_buffer("inv_freq", c.rope_theta ** -(torch.arange(half).float() / half), persistent=False)
+        self.register_buffer(
+            "inv_freq", c.rope_theta ** -(torch.arange(half).float() / half), persistent=False
+        )
         axis = torch.repeat_interleave(torch.arange(3), torch.tensor(c.mrope_section))
         self.register_buffer("axis", axis, persistent=False)
 
@@ -247,6 +264,7 @@ class Aux(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.place = nn.Linear(d, 26)
         self.absolute = nn.Linear(d, 4)
+        self.corners = nn.Linear(d, 4)
 
 
 class Nano(nn.Module):
@@ -264,7 +282,7 @@ class Nano(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, x: dict[str, Tensor], seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(hidden states of the slots [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d])."""
+        """(slots' hidden states [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d])."""
         if seen is None:
             seen = self.visual(x["patches"], x.get("second"), x["grid"])
         table = torch.cat((seen.flatten(0, 1), seen.new_zeros(1, seen.shape[-1])))

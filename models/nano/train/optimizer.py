@@ -44,7 +44,7 @@ def pieces(name: str, start: int, shape: torch.Size) -> list[Piece]:
 
 
 class Flat:
-    """A model's parameters as views of one bfloat16 buffer, with float32 masters, moments and an average beside it."""
+    """Parameters as views of one bfloat16 buffer; float32 masters, moments and an average beside it."""
 
     def __init__(self, model: nn.Module, ranks: int) -> None:
         sizes = [(n, p.shape, p.numel()) for n, p in model.named_parameters()]
@@ -90,11 +90,11 @@ class Flat:
 
     def load(self, state: dict[str, Tensor]) -> None:
         for key, value in state.items():
-            getattr(self, key).copy_(value)
+            getattr(self, key)[: len(value)].copy_(value)  # heads added since then start afresh
         self.weights.copy_(self.master)
 
     def step(self, rank: int, ranks: int, lr: float, muon_lr: float, decay: float, count: int) -> None:
-        """Update this rank's share. All gradients must be ready; the weights are whole once every rank is done."""
+        """Update this rank's share, once all gradients are there; whole when every rank is done."""
         for shape, group in sorted(self.groups.items()):
             mine = group[rank::ranks]
             if mine:
@@ -109,7 +109,9 @@ class Flat:
     def _grad(self, a: int, b: int) -> Tensor:
         return self.grads[:, a:b].float().mean(0)
 
-    def _muon(self, shape: tuple[int, int], mine: list[Piece], lr: float, decay: float, momentum: float = 0.95) -> None:
+    def _muon(
+        self, shape: tuple[int, int], mine: list[Piece], lr: float, decay: float, momentum: float = 0.95
+    ) -> None:
         stack = []
         for p in mine:
             a, b = p.start, p.start + p.rows * p.cols
@@ -125,7 +127,9 @@ class Flat:
             w.add_((u if p.rows <= p.cols else u.T).float(), alpha=-lr * max(1.0, p.rows / p.cols) ** 0.5)
             self.weights[a:b].copy_(self.master[a:b])
 
-    def _adam(self, a: int, b: int, lr: float, decay: float, count: int, betas: tuple[float, float] = (0.9, 0.97)) -> None:
+    def _adam(
+        self, a: int, b: int, lr: float, decay: float, count: int, betas: tuple[float, float] = (0.9, 0.97)
+    ) -> None:
         g, m, v, w = self._grad(a, b), self.first[a:b], self.second[a:b], self.master[a:b]
         m.lerp_(g, 1 - betas[0])
         v.lerp_(g * g, 1 - betas[1])

@@ -1,4 +1,4 @@
-"""Samples to fixed-shape batches: a shared prefix (system, pictures) and slots that hold several answers each.
+"""Samples to fixed-shape batches: a shared prefix (system, pictures), and slots of several answers each.
 
 Every answer sees the prefix and its own question, never another answer: one picture serves many single turns.
 Positions restart after the picture for each of them, exactly as if it had been asked alone.
@@ -6,6 +6,7 @@ Positions restart after the picture for each of them, exactly as if it had been 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from qvl.models.nano.train.vision_input import MAX_TOKENS, Things, patches, resized, smart_resize, targets
 
 PATCHES = MAX_TOKENS * 4
+BOX = re.compile(r"<\|box_start\|>\((\d{1,3}),(\d{1,3})\),\((\d{1,3}),(\d{1,3})\)<\|box_end\|>")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Packer:
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
         self.pad = tokenizer.token_to_id("<|endoftext|>")
         self.image = tokenizer.token_to_id("<|image_pad|>")
+        self.box_start = tokenizer.token_to_id("<|box_start|>")
+        self.box_end = tokenizer.token_to_id("<|box_end|>")
         self.video = tokenizer.token_to_id("<|video_pad|>")
 
     def batch(self, samples: list[Sample], shape: Shape, tasks: list[str]) -> dict[str, np.ndarray]:
@@ -77,6 +81,7 @@ class Packer:
             "segment": np.zeros((b, s, n), np.int64),
             "labels": np.full((b, s, n), -100, np.int64),
             "task": np.full((b, s, n), -1, np.int64),
+            "corners": np.full((b, s, n, 4), -1.0, np.float32),
         }
         for i, sample in enumerate(samples):
             self._prefix(out, i, sample, shape)
@@ -151,7 +156,9 @@ class Packer:
             answer += [False] * len(asked) + [True] * len(said)
         return ids, answer
 
-    def _slots(self, out: dict[str, np.ndarray], i: int, sample: Sample, shape: Shape, tasks: list[str]) -> None:
+    def _slots(
+        self, out: dict[str, np.ndarray], i: int, sample: Sample, shape: Shape, tasks: list[str]
+    ) -> None:
         used = [0] * shape.slots
         base = int(out["pos"][i, 0, 0])
         for number, (task, turns) in enumerate(sample.turns, start=1):
@@ -165,7 +172,16 @@ class Packer:
             out["ids"][i, slot, a:b] = ids
             out["pos"][i, slot, a:b] = base + np.arange(n)
             out["segment"][i, slot, a:b] = number
-            labels = np.array(ids[1:] + [-100])
-            labels[~np.array(answer[1:] + [False])] = -100
+            labels = np.array([*ids[1:], -100])
+            labels[~np.array([*answer[1:], False])] = -100
             out["labels"][i, slot, a:b] = labels
             out["task"][i, slot, a:b] = tasks.index(task)
+            self._corners(out["corners"][i, slot, a:b], ids, turns)
+
+    def _corners(self, out: np.ndarray, ids: list[int], turns: tuple[tuple[str, str], ...]) -> None:
+        """The box (x1, y1, x2, y2) in 0 to 1 at each token inside of its brackets, asked or said."""
+        boxes = [m for turn in turns for text in turn for m in BOX.findall(text)]
+        starts = [k for k, token in enumerate(ids) if token == self.box_start]
+        ends = [k for k, token in enumerate(ids) if token == self.box_end]
+        for box, a, b in zip(boxes, starts, ends, strict=True):
+            out[a:b] = np.array([int(v) for v in box]) / 1000

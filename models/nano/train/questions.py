@@ -18,15 +18,31 @@ DESCRIBE = (
     "What does the picture show?", "Describe what you see.", "Give a short caption.", "What can you see?",
 )  # fmt: skip
 COUNT_ALL = (
-    "How many shapes are there?", "How many shapes do you see?", "Count the shapes.", "How many objects are there?",
-    "How many shapes are in the picture?",
+    "How many shapes are there?", "How many shapes do you see?", "Count the shapes.",
+    "How many objects are there?",    "How many shapes are in the picture?",
 )  # fmt: skip
-COUNT_SOME = ("How many {} are there?", "Count the {}.", "How many {} do you see?", "How many {} are in the picture?")
+COUNT_SOME = (
+    "How many {} are there?",
+    "Count the {}.",
+    "How many {} do you see?",
+    "How many {} are in the picture?",
+)
 FIND = ("Find the {}.", "Locate the {}.", "Detect the {}.", "Give the box of the {}.", "Point to the {}.")
-FIND_ALL = ("Find all shapes.", "Detect all objects.", "Find every shape.", "Locate all shapes.", "Find all the shapes.")
+FIND_ALL = (
+    "Find all shapes.",
+    "Detect all objects.",
+    "Find every shape.",
+    "Locate all shapes.",
+    "Find all the shapes.",
+)
 WHERE = ("Where is the {}?", "In which place is the {}?", "What place is the {} in?")
 KIND_OF = ("What shape is at the {}?", "Which shape is at the {}?", "What is at the {}?")
-COLOUR_OF = ("What color is the {}?", "What colour is the {}?", "Which color is the {}?", "Which colour is the {}?")
+COLOUR_OF = (
+    "What color is the {}?",
+    "What colour is the {}?",
+    "Which color is the {}?",
+    "Which colour is the {}?",
+)
 SIZE_OF = ("Is the {} small or large?", "What size is the {}?", "How large is the {}?")
 EXISTS = ("Is there a{} in the picture?", "Is there a{}?", "Do you see a{}?", "Can you see a{}?")
 IN_BOX = ("What is in {}?", "Describe {}.", "What is inside {}?")

@@ -14,10 +14,23 @@ from qvl.models.nano.train.questions import DESCRIBE, Answer, pick
 from qvl.models.nano.train.world import RGB, picture_size
 
 # Found by name on any system with the DejaVu fonts (apt: fonts-dejavu); "" is the font inside Pillow.
-FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "DejaVuSerif-Bold.ttf", "")
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "",
+)
 CHARS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
-READ = ("Read the text.", "What does it say?", "What is written here?", "Read this.", "What does the text say?")
+READ = (
+    "Read the text.",
+    "What does it say?",
+    "What is written here?",
+    "Read this.",
+    "What does the text say?",
+)
 READ_DIGITS = ("What number is written?", "Read the digits.", "Read the number.", "What digits do you see?")
 READ_WORD = ("What word is written?", "Read the word.", "Which word is this?", "Read the words.")
 
@@ -103,7 +116,9 @@ def _lay_out(
             room = glyph[: max(0, height - y), : max(0, width - x)]
             if room.size:
                 blend(pixels, room, x, y, ink)
-                cells.append((CHARS.index(char), x, y, min(width, x + glyph.shape[1]), min(height, y + int(px * 0.8))))
+                cells.append(
+                    (CHARS.index(char), x, y, min(width, x + glyph.shape[1]), min(height, y + int(px * 0.8)))
+                )
                 ids[cells[-1][2] : cells[-1][4], cells[-1][1] : cells[-1][3]] = len(cells)
             x += glyph.shape[1]
         y += step

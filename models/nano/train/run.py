@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from qvl.models.nano.train import vocabulary
 from qvl.models.nano.train.curriculum import STAGES
-from qvl.models.nano.train.losses import answer_loss, dense_loss
+from qvl.models.nano.train.losses import answer_loss, corner_loss, dense_loss
 from qvl.models.nano.train.model import Config, Nano
 from qvl.models.nano.train.optimizer import Flat
 from qvl.models.nano.train.pack import Packer
@@ -34,11 +35,13 @@ DEFAULTS: dict[str, Any] = {
     "lr": 2e-3, "muon_lr": 0.012, "decay": 0.05, "warmup": 100, "aux": None, "stage": None,
     "fall_start": None, "fall_end": None, "save_seconds": 90, "average": 0.995, "shapes": None,
 }  # fmt: skip
-INPUTS = ("kind", "colour", "char", "box", "shown", "prefix_ids", "prefix_pos", "prefix_valid", "vision_index", "ids",
-          "pos", "segment", "labels", "grid", "patches", "second")  # fmt: skip
+INPUTS = (
+    "kind", "colour", "char", "box", "shown", "prefix_ids", "prefix_pos", "prefix_valid", "vision_index",
+    "ids", "pos", "segment", "labels", "corners", "grid", "patches", "second",
+)  # fmt: skip
 
 
-TARGETS = ("labels", "weight", "box", "shown", "kind", "colour", "char")
+TARGETS = ("labels", "weight", "corners", "box", "shown", "kind", "colour", "char")
 
 
 def tensors(arrays: dict[str, np.ndarray], video: bool) -> dict[str, Tensor]:
@@ -93,10 +96,12 @@ def rate(now: dict[str, Any], step: int) -> float:
 
 def save(work: Path, flat: Flat, meta: dict[str, Any]) -> None:
     torch.save({"meta": meta, "flat": flat.state()}, work / "last.tmp")
-    os.replace(work / "last.tmp", work / "last.pt")
+    (work / "last.tmp").replace(work / "last.pt")
 
 
-def worker(rank: int, ranks: int, work: Path, flat: Flat, shared: dict[str, Any], barrier: Any, config: Config) -> None:
+def worker(
+    rank: int, ranks: int, work: Path, flat: Flat, shared: dict[str, Any], barrier: Any, config: Config
+) -> None:
     torch.set_num_threads(1)
     model = Nano(config).bfloat16()
     for name, value in Nano(config).named_buffers():  # tables stay in float32
@@ -122,6 +127,10 @@ def worker(rank: int, ranks: int, work: Path, flat: Flat, shared: dict[str, Any]
         hidden, seen, middle = forward({k: v for k, v in x.items() if k not in TARGETS})
         loss, correct = answer_loss(model, hidden, x)
         dense, accuracy = dense_loss(model, seen, middle, x)
+        corners = corner_loss(model, hidden, x)
+        dense = dense + corners
+        if bool(corners > 0):
+            accuracy["corners"] = float(corners.detach()) / 10
         (loss + (plan.aux if now["aux"] is None else now["aux"]) * dense).backward()
         barrier.wait()
         scale = rate(now, step)
@@ -134,13 +143,17 @@ def worker(rank: int, ranks: int, work: Path, flat: Flat, shared: dict[str, Any]
         pictures += SHAPES[bucket].batch * SHAPES[bucket].frames * ranks
         if rank == 0:
             metrics.answers(arrays, correct.numpy())
-            metrics.put("loss", float(loss))
+            metrics.put("loss", float(loss.detach()))
             for name, value in accuracy.items():
                 metrics.put("aux_" + name, value)
             if step % 50 == 0:
                 line = " ".join(f"{k}={v:.3f}" for k, v in sorted(metrics.values.items()))
                 speed = pictures / (time.time() - logged)
-                print(f"{time.strftime('%H:%M:%S')} step {step} stage {stage} lr x{scale:.2f} {speed:.1f} pic/s {line}", flush=True)
+                print(
+                    f"{time.strftime('%X')} step {step} stage {stage} lr x{scale:.2f} {speed:.1f} pic/s "
+                    + line,
+                    flush=True,
+                )
                 logged, pictures = time.time(), 0
                 gate = plan.gate
                 if now["stage"] is None and gate and metrics.values.get(gate[0], 0) > gate[1]:
@@ -149,7 +162,8 @@ def worker(rank: int, ranks: int, work: Path, flat: Flat, shared: dict[str, Any]
                 save(work, flat, {"step": step, "stage": stage, "metrics": metrics.values})
                 saved = time.time()
             shared["live"][0] = stage
-            shared["live"][1] = float(bool(now["fall_end"] and time.time() > now["fall_end"]))
+            if now["fall_end"] and time.time() > now["fall_end"]:
+                shared["live"][1] = 1
         barrier.wait()
         stage = int(shared["live"][0])
         if shared["live"][1]:
@@ -159,7 +173,9 @@ def worker(rank: int, ranks: int, work: Path, flat: Flat, shared: dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -178,9 +194,11 @@ def main() -> None:
         flat.load(saved["flat"])
         meta = saved["meta"]
     live = torch.tensor([float(meta["stage"]), 0.0]).share_memory_()
+    signal.signal(signal.SIGTERM, lambda *_: live.__setitem__(1, 1.0))  # save, then stop
     shared = {"meta": meta, "seed": args.seed, "compile": args.compile, "live": live}
     (args.work / "pid").write_text(f"{os.getpid()}\n")
-    print(f"{sum(p.numel() for n, p in model.named_parameters() if not n.startswith('aux')):,} parameters, from {meta['step']}")
+    size = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("aux"))
+    print(f"{size:,} parameters, from step {meta['step']}")
     barrier = mp.get_context("spawn").Barrier(args.ranks)
     mp.spawn(worker, (args.ranks, args.work, flat, shared, barrier, config), nprocs=args.ranks)
 

@@ -35,7 +35,9 @@ def scene(number: int, count: int, size: tuple[int, int], background: str) -> tu
             return found, draw_scene(rng, found)[0]
 
 
-def still(name: str, number: int, count: int, size: tuple[int, int], background: str, **save: Any) -> Callable[[Path], Record]:
+def still(
+    name: str, number: int, count: int, size: tuple[int, int], background: str, **save: Any
+) -> Callable[[Path], Record]:
     def write(out: Path) -> Record:
         what, pixels = scene(number, count, size, background)
         image = Image.fromarray(pixels)
@@ -52,7 +54,12 @@ def still(name: str, number: int, count: int, size: tuple[int, int], background:
         if named:
             phrase, shape = named[0]
             text = box_text(what, shape)
-            record["ground"] = {"question": f"Find the {phrase}.", "phrase": phrase, "box": text, "pixels": shape.box}
+            record["ground"] = {
+                "question": f"Find the {phrase}.",
+                "phrase": phrase,
+                "box": text,
+                "pixels": shape.box,
+            }
         return record
 
     return write
@@ -125,7 +132,9 @@ SAMPLES: tuple[Callable[[Path], Record], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Two pictures, and clips of 2 to 16 frames: what differs, which has what, what moves where, in what order."""
+"""Two pictures, and clips of 2 to 16 frames: what differs, which has what, what moves where; order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from qvl.models.nano.train.lexicon import KINDS
 from qvl.models.nano.train.questions import Answer, describe_text, pick
 from qvl.models.nano.train.world import SIZE_RANGE, Scene, Shape, picture_size, sample_scene, visible_colours
 
-WHICH = ("Which picture has the {}?", "Which image has the {}?", "In which picture is the {}?", "Which one has the {}?")
-DIFFERS = ("What differs?", "What is different?", "What changed?", "What is the difference?", "What has changed?")
+WHICH = (
+    "Which picture has the {}?",
+    "Which image has the {}?",
+    "In which picture is the {}?",
+    "Which one has the {}?",
+)
+DIFFERS = (
+    "What differs?",
+    "What is different?",
+    "What changed?",
+    "What is the difference?",
+    "What has changed?",
+)
 MOVES = (
-    "What moves where?", "Describe the video.", "Describe this video.", "What happens?", "What happens in the video?",
+    "What moves where?", "Describe the video.", "Describe this video.", "What happens?",
+    "What happens in the video?",
     "What moves?",
 )  # fmt: skip
 DIRECTION = ("Which way does the {} move?", "Where does the {} move?", "In which direction does the {} go?")
@@ -48,7 +60,9 @@ def sample_pair(rng: np.random.Generator, most: int = 3) -> Clip:
         qa: list[tuple[str, Answer]] = []
         for n in range(2):
             for colour, kind in sorted(has[n] - has[1 - n]):
-                qa.append(("which", (pick(rng, WHICH).format(f"{colour} {kind}"), f"The {ORDINALS[n]} picture.")))
+                qa.append(
+                    ("which", (pick(rng, WHICH).format(f"{colour} {kind}"), f"The {ORDINALS[n]} picture."))
+                )
         if qa:
             qa = [qa[k] for k in rng.permutation(len(qa))][:4]
             qa += [("one_of_two", _one_of_two(rng, n, (a, b))) for n in range(2)]
@@ -75,7 +89,9 @@ def sample_pair(rng: np.random.Generator, most: int = 3) -> Clip:
     b = replace(a, shapes=tuple(shapes))
     scenes = (b, a) if change == "new" else (a, b)
     n = int(rng.integers(2))
-    return Clip(scenes, (("differs", (pick(rng, DIFFERS), text)), ("one_of_two", _one_of_two(rng, n, scenes))))
+    return Clip(
+        scenes, (("differs", (pick(rng, DIFFERS), text)), ("one_of_two", _one_of_two(rng, n, scenes)))
+    )
 
 
 def _one_of_two(rng: np.random.Generator, n: int, scenes: tuple[Scene, Scene]) -> Answer:
@@ -101,8 +117,12 @@ def _motion(rng: np.random.Generator, frames: int) -> Clip:
             break
     still = sample_scene(rng, 1, (width, height))
     other = still.shapes[0]
-    side = min(round(rng.uniform(*SIZE_RANGE["small"]) * 1.2 * (width * height) ** 0.5), width - 2, height - 2)
-    choices = [(c, k) for c in visible_colours(still.tone) for k in KINDS if c != other.colour and k != other.kind]
+    side = min(
+        round(rng.uniform(*SIZE_RANGE["small"]) * 1.2 * (width * height) ** 0.5), width - 2, height - 2
+    )
+    choices = [
+        (c, k) for c in visible_colours(still.tone) for k in KINDS if c != other.colour and k != other.kind
+    ]
     colour, kind = choices[int(rng.integers(len(choices)))]
     with_other = rng.random() < 0.4
     for _ in range(60):
@@ -141,14 +161,17 @@ def _order(rng: np.random.Generator, frames: int) -> Clip:
     colours = [str(c) for c in rng.choice(visible_colours(base.tone), count, replace=False)]
     kinds = [str(k) for k in rng.choice(KINDS, count, replace=False)]
     shown = [
-        replace(sample_scene(rng, 1, size).shapes[0], colour=c, kind=k) for c, k in zip(colours, kinds, strict=True)
+        replace(sample_scene(rng, 1, size).shapes[0], colour=c, kind=k)
+        for c, k in zip(colours, kinds, strict=True)
     ]
     pairs = frames // 2
-    cuts = np.sort(rng.choice(np.arange(1, pairs), count - 1, replace=False)) if pairs > count else np.arange(1, count)
-    if pairs < count:  # two frames: one each
-        which = [0, 1]
-    else:
-        which = [int((cuts <= n // 2).sum()) for n in range(frames)]
+    cuts = (
+        np.sort(rng.choice(np.arange(1, pairs), count - 1, replace=False))
+        if pairs > count
+        else np.arange(1, count)
+    )
+    # two frames: one each
+    which = [0, 1] if pairs < count else [int((cuts <= n // 2).sum()) for n in range(frames)]
     scenes = tuple(replace(base, shapes=(shown[w],)) for w in which)
     names = [f"a {s.colour} {s.kind}".replace("a o", "an o") for s in shown]
     text = f"First {names[0]}, then " + ", then ".join(names[1:]) + "."

@@ -1,4 +1,4 @@
-"""Endless samples for training, and fresh ones for evaluation: (seed) to pictures with questions and answers."""
+"""Endless samples: a random generator to pictures with questions and true answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ CHAT = (
     ("What is in this picture?", "There is no picture."), ("Read the text.", "There is no picture."),
 )  # fmt: skip
 TASK_NAMES = (
-    "describe1", "describe2", "describe3", "describe_many", "count_all", "count_some", "ground", "ground_all", "in_box",
+    "describe1", "describe2", "describe3", "describe_many", "count_all", "count_some",
+    "ground", "ground_all", "in_box",
     "where", "kind_of", "colour_of", "size_of", "exists", "read", "read_words", "describe_page", "spell",
     "which", "differs", "one_of_two", "motion", "order", "chat",
 )  # fmt: skip
@@ -72,7 +73,9 @@ def _turns(
     return tuple(out)
 
 
-def _finish(rng: np.random.Generator, kind: str, frames: tuple[Frame, ...], asked: list[tuple[str, Answer]]) -> Sample:
+def _finish(
+    rng: np.random.Generator, kind: str, frames: tuple[Frame, ...], asked: list[tuple[str, Answer]]
+) -> Sample:
     if rng.random() < 0.04:  # the question before the picture
         task, (question, reply) = asked[int(rng.integers(len(asked)))]
         if len(question) < 40 and "<" not in question:
@@ -89,7 +92,9 @@ def shapes_sample(rng: np.random.Generator, stage: Stage, number: int = 9) -> Sa
     names = list(table)
     p = np.array([table[k] for k in names])
     asked: list[tuple[str, Answer]] = []
-    for task in ["describe"] * (count <= 3) + [names[k] for k in rng.choice(len(names), number, p=p / p.sum())]:
+    for task in ["describe"] * (count <= 3) + [
+        names[k] for k in rng.choice(len(names), number, p=p / p.sum())
+    ]:
         answer = TASKS[task](rng, scene)
         if answer is not None and all(answer[0] != a[0] for _, a in asked):
             asked.append((task_name(task, scene), answer))
@@ -121,7 +126,8 @@ def pair_sample(rng: np.random.Generator, stage: Stage) -> Sample:
 
 def clip_frames(clip: Clip, drawn: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Frame, ...]:
     return tuple(
-        Frame(drawn[n][0], drawn[n + 1][0], drawn[n][1], scene_things(clip.scenes[n])) for n in range(0, len(drawn), 2)
+        Frame(drawn[n][0], drawn[n + 1][0], drawn[n][1], scene_things(clip.scenes[n]))
+        for n in range(0, len(drawn), 2)
     )
 
 

@@ -7,6 +7,7 @@ every merge that was applied while encoding the corpus, encodes that corpus exac
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import regex
@@ -14,7 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 # Qwen2's pre-tokenizer, as its tokenizer.json has it.
 PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -31,7 +33,7 @@ def applied_merges(word: str, ranks: dict[tuple[str, str], int]) -> tuple[list[s
     """Encode one pre-token (already in the byte alphabet); return its pieces and the merges applied."""
     pieces, used = list(word), []
     while len(pieces) > 1:
-        pair = min(zip(pieces, pieces[1:], strict=False), key=lambda p: ranks.get(p, 1 << 60))
+        pair = min(pairwise(pieces), key=lambda p: ranks.get(p, 1 << 60))
         if pair not in ranks:
             break
         used.append(pair)
@@ -48,7 +50,7 @@ def applied_merges(word: str, ranks: dict[tuple[str, str], int]) -> tuple[list[s
 
 
 def trim(source: Path, texts: list[str]) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, dict]]:
-    """Return (vocab, merges, added tokens by id) of the trimmed vocabulary of the tokenizer files in `source`."""
+    """(vocab, merges, added tokens by id): the trimmed vocabulary of the tokenizer files in `source`."""
     lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     ranks = {pair: n for n, pair in enumerate(merges)}
@@ -66,13 +68,15 @@ def trim(source: Path, texts: list[str]) -> tuple[dict[str, int], list[tuple[str
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = {
         len(vocab) + n: entry
-        for n, (_, entry) in enumerate(sorted(config["added_tokens_decoder"].items(), key=lambda kv: int(kv[0])))
+        for n, (_, entry) in enumerate(
+            sorted(config["added_tokens_decoder"].items(), key=lambda kv: int(kv[0]))
+        )
     }
     return vocab, sorted(keep_merges, key=ranks.__getitem__), added
 
 
 def write_files(source: Path, out: Path, texts: list[str]) -> int:
-    """Write vocab.json, merges.txt, tokenizer_config.json and chat_template.json; return the vocabulary size."""
+    """Write the tokenizer's files (vocab, merges, config, chat template); return the vocabulary size."""
     vocab, merges, added = trim(source, texts)
     out.mkdir(parents=True, exist_ok=True)
     (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
@@ -80,7 +84,9 @@ def write_files(source: Path, out: Path, texts: list[str]) -> int:
     (out / "merges.txt").write_text(text, encoding="utf-8")
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["added_tokens_decoder"] = {str(k): v for k, v in added.items()}
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
     (out / "chat_template.json").write_bytes((source / "chat_template.json").read_bytes())
     return len(vocab) + len(added)
 
@@ -100,5 +106,7 @@ def load(folder: Path) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     entries = sorted(config["added_tokens_decoder"].items(), key=lambda kv: int(kv[0]))
-    tokenizer.add_special_tokens([AddedToken(e["content"], special=True, normalized=False) for _, e in entries])
+    tokenizer.add_special_tokens(
+        [AddedToken(e["content"], special=True, normalized=False) for _, e in entries]
+    )
     return tokenizer

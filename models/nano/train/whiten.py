@@ -1,6 +1,6 @@
 """Filters for the patch embedding: whitened principal components of real patches.
 
-A vision transformer sees colour long before shape; filters that already tell patches apart bring shape forward.
+A vision transformer sees colour long before shape; filters that tell patches apart bring shape forward.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qvl.models.nano.train.world import sample_scene
 
 
 def patch_filters(seed: int, width: int, pictures: int = 400) -> Tensor:
-    """float32 [width, 3, 2, 14, 14]; the answer to a patch of the data has about unit variance in each channel."""
+    """float32 [width, 3, 2, 14, 14]; each channel answers the data with about unit variance."""
     rng = np.random.default_rng((3, seed))
     rows = []
     for n in range(pictures):

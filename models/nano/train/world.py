@@ -82,7 +82,9 @@ def _clear_of_thirds(centre: float, length: int) -> bool:
     return all(abs(centre / length - line) > MARGIN for line in (1 / 3, 2 / 3))
 
 
-def _spot(rng: np.random.Generator, scene: Scene, size: str, taken: list[Shape], gap: int) -> tuple[int, int, int] | None:
+def _spot(
+    rng: np.random.Generator, scene: Scene, size: str, taken: list[Shape], gap: int
+) -> tuple[int, int, int] | None:
     root = (scene.width * scene.height) ** 0.5
     for _ in range(30):
         side = round(rng.uniform(*SIZE_RANGE[size]) * root)
@@ -91,7 +93,10 @@ def _spot(rng: np.random.Generator, scene: Scene, size: str, taken: list[Shape],
         if not (_clear_of_thirds(x + side / 2, scene.width) and _clear_of_thirds(y + side / 2, scene.height)):
             continue
         if all(
-            x >= s.x + s.side + gap or s.x >= x + side + gap or y >= s.y + s.side + gap or s.y >= y + side + gap
+            x >= s.x + s.side + gap
+            or s.x >= x + side + gap
+            or y >= s.y + s.side + gap
+            or s.y >= y + side + gap
             for s in taken
         ):
             return x, y, side
@@ -101,14 +106,16 @@ def _spot(rng: np.random.Generator, scene: Scene, size: str, taken: list[Shape],
 def sample_scene(
     rng: np.random.Generator, count: int, size: tuple[int, int] | None = None, distinct_places: bool = True
 ) -> Scene:
-    """A scene of `count` shapes that do not touch; up to three of them stand in different places, no two alike."""
+    """`count` shapes that do not touch; up to three of them stand in different places, no two alike."""
     while True:
         width, height = size or picture_size(rng)
         kind, tone, tint = background(rng)
         scene = Scene(width, height, kind, tone, tint, ())
         colours, shapes, places = visible_colours(tone), [], set()
         few_colours = count > 3 and rng.random() < 0.6
-        palette = list(rng.choice(colours, size=int(rng.integers(1, 4)), replace=False)) if few_colours else colours
+        palette = (
+            list(rng.choice(colours, size=int(rng.integers(1, 4)), replace=False)) if few_colours else colours
+        )
         kinds = list(rng.choice(KINDS, size=int(rng.integers(1, 4)), replace=False)) if count > 3 else KINDS
         for _ in range(count * 6):
             if len(shapes) == count:
@@ -120,9 +127,9 @@ def sample_scene(
                 continue
             shape = Shape(str(rng.choice(kinds)), str(rng.choice(palette)), label, *spot)
             place = scene.place(shape)
-            if distinct_places and count <= 3:
-                if place in places or any((s.kind, s.colour) == (shape.kind, shape.colour) for s in shapes):
-                    continue
+            alike = any((s.kind, s.colour) == (shape.kind, shape.colour) for s in shapes)
+            if distinct_places and count <= 3 and (place in places or alike):
+                continue
             places.add(place)
             shapes.append(shape)
         if len(shapes) == count:
