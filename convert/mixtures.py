@@ -84,6 +84,7 @@ class Recipe:
         upgrades: tensor kind ("attn_v", "ffn_down", …) to rules; the first that holds decides.
         head: for the output matrix, or for the token embedding where it serves as output.
         embedding: for a token embedding that is not the output, else the base.
+        needs_imatrix: without an importance matrix the result is noise, and is refused.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Recipe:
     upgrades: Mapping[str, Upgrades] = field(default_factory=dict)
     head: Type | None = Type.Q6_K
     embedding: Type | None = None
+    needs_imatrix: bool = False
 
 
 _K_M: Final[Mapping[str, Upgrades]] = {
@@ -122,7 +124,7 @@ def _two_bits(
     }
     if attn_output is not None:
         upgrades["attn_output"] = ((always, attn_output),)
-    return Recipe(name, file_type, base, upgrades, head=Type.Q5_K, embedding=embedding)
+    return Recipe(name, file_type, base, upgrades, head=Type.Q5_K, embedding=embedding, needs_imatrix=True)
 
 
 TEXT_RECIPES: Final[dict[str, Recipe]] = {
@@ -152,7 +154,8 @@ TEXT_RECIPES: Final[dict[str, Recipe]] = {
         Recipe("q3_k_l", 13, Type.Q3_K, {"attn_v": ((always, Type.Q5_K),),
                                          "ffn_down": ((always, Type.Q5_K),),
                                          "attn_output": ((always, Type.Q5_K),)}),
-        Recipe("q2_k_s", 21, Type.Q2_K, {"attn_v": _LOW_V, "ffn_down": ((first_part(8), Type.Q4_K),)}),
+        Recipe("q2_k_s", 21, Type.Q2_K, {"attn_v": _LOW_V, "ffn_down": ((first_part(8), Type.Q4_K),)},
+               needs_imatrix=True),
         Recipe("iq4_nl", 25, Type.IQ4_NL, _IQ4),
         Recipe("iq4_xs", 30, Type.IQ4_XS, _IQ4),
         Recipe("iq3_m", 27, Type.IQ3_S, {"attn_v": ((always, Type.Q4_K),),
@@ -168,7 +171,7 @@ TEXT_RECIPES: Final[dict[str, Recipe]] = {
                                              "attn_q": ((always, Type.IQ2_S),),
                                              "attn_k": ((always, Type.IQ2_S),),
                                              "attn_output": ((always, Type.IQ3_S),)},
-               head=Type.Q5_K, embedding=Type.IQ3_S),
+               head=Type.Q5_K, embedding=Type.IQ3_S, needs_imatrix=True),
         _two_bits("iq2_m", 29, Type.IQ2_S, more=Type.IQ3_S, embedding=Type.IQ3_S),
         _two_bits("iq2_s", 28, Type.IQ2_XS, more=Type.IQ3_S, embedding=Type.IQ3_S),
         _two_bits("iq2_xs", 20, Type.IQ2_XS, more=Type.Q2_K, attn_output=None),
@@ -193,7 +196,7 @@ VISION_RECIPES: Final[dict[str, Recipe]] = {
         Recipe("iq4_xs", 30, Type.IQ4_XS),
         Recipe("q3_k", 11, Type.Q3_K),
         Recipe("iq3_s", 26, Type.IQ3_S),
-        Recipe("iq3_xxs", 23, Type.IQ3_XXS),
+        Recipe("iq3_xxs", 23, Type.IQ3_XXS, needs_imatrix=True),
         Recipe("q2_k", 10, Type.Q2_K),
     )
 }

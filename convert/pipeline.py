@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from qvl.convert.checkpoint import Checkpoint
 from qvl.convert.config import read_config
 from qvl.convert.hub import find_source
+from qvl.convert.importance import Importance, load_importance
 from qvl.convert.metadata import (
     TEXT_ARCH,
     VISION_ARCH,
@@ -36,8 +34,6 @@ from qvl.convert.summary import Converted, summarize, warn
 from qvl.convert.tensor_map import TensorMap, map_tensors
 from qvl.convert.vocab import generation_defaults, read_vocab
 from qvl.convert.writer import OutputFile, output_files
-
-Importance = Mapping[str, npt.NDArray[np.float32]]
 
 
 def convert(
@@ -73,7 +69,8 @@ def convert(
         output_type: type of the output matrix, which a tied model shares with the embedding.
 
     Raises:
-        InputError: an unknown type.
+        InputError: an unknown type, or one that needs an importance matrix and has none.
+        GGUFError: the importance matrix is damaged.
         CheckpointError: the checkpoint is damaged, incomplete or of another architecture.
         DownloadError: the hub repository cannot be fetched.
         OutputError: a file exists, or the disk is full.
@@ -86,7 +83,6 @@ def convert(
         head=None if output_type is None else parse_type(output_type),
         calibrated=imatrix is not None,
     )
-    importance: Importance = {}
     source = find_source(src, revision=revision)
     name = name or source.name
     config = read_config(source.folder)
@@ -102,7 +98,10 @@ def convert(
             ),
             plan_vision(tensors.vision, recipes[1], choices=choices),
         )
-        general = general_metadata(source.folder, name, source.repo)
+        importance = load_importance(
+            imatrix, [(recipe.name, plan) for recipe, plan in zip(recipes, plans, strict=True)]
+        )
+        general = general_metadata(source.folder, name, source.repo) | importance.metadata
         metadata = (
             text_metadata(
                 config.text,
@@ -133,7 +132,7 @@ def convert(
         text=paths[0],
         mmproj=paths[1],
         files=files_done,
-        warnings=tuple(warn(odd, tensors.ignored, plans)),
+        warnings=(*warn(odd, tensors.ignored, plans), *importance.warnings),
         seconds=time.monotonic() - started,
     )
 
@@ -148,5 +147,5 @@ def _jobs(
             tensors.entries[tensor.source],
             file,
             file.offsets[tensor.name],
-            importance.get(tensor.name),
+            importance.values.get(tensor.name),
         )

@@ -105,7 +105,9 @@ def parse_type(name: str) -> Type:
     Raises:
         InputError: unknown, or a type that weights cannot have here.
     """
-    allowed = {kind.name.lower(): kind for kind in (*FLOATS, *SMALLER_BLOCKS, *SMALLER_BLOCKS.values(), Type.Q4_1)}
+    allowed = {
+        kind.name.lower(): kind for kind in (*FLOATS, *SMALLER_BLOCKS, *SMALLER_BLOCKS.values(), Type.Q4_1)
+    }
     if name.lower() not in allowed:
         raise InputError(f"unknown tensor type {name!r}", hint=f"one of {', '.join(sorted(allowed))}")
     return allowed[name.lower()]

@@ -80,6 +80,7 @@ struct ggml_tensor * ggml_soft_max_ext(struct ggml_context * ctx, struct ggml_te
 struct ggml_tensor * ggml_rope_multi(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, struct ggml_tensor * c, int n_dims, int * sections, int mode, int n_ctx_orig, float freq_base, float freq_scale, float ext_factor, float attn_factor, float beta_fast, float beta_slow);
 struct ggml_tensor * ggml_rope_multi_inplace(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b, struct ggml_tensor * c, int n_dims, int * sections, int mode, int n_ctx_orig, float freq_base, float freq_scale, float ext_factor, float attn_factor, float beta_fast, float beta_slow);
 struct ggml_tensor * ggml_flash_attn_ext(struct ggml_context * ctx, struct ggml_tensor * q, struct ggml_tensor * k, struct ggml_tensor * v, struct ggml_tensor * mask, float scale, float max_bias, float logit_softcap);
+struct ggml_tensor * ggml_custom_4d(struct ggml_context * ctx, enum ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3, struct ggml_tensor * * args, int n_args, ggml_custom_op_t * fun, int n_tasks, void * userdata);
 void ggml_flash_attn_ext_set_prec(struct ggml_tensor * a, enum ggml_prec prec);
 
 // graphs
@@ -152,6 +153,13 @@ const char * gguf_get_tensor_name(const struct gguf_context * ctx, int64_t tenso
 const int64_t * gguf_get_tensor_ne(const struct gguf_context * ctx, int64_t tensor_id);
 enum ggml_type gguf_get_tensor_type(const struct gguf_context * ctx, int64_t tensor_id);
 size_t gguf_get_tensor_size(const struct gguf_context * ctx, int64_t tensor_id);
+struct gguf_context * gguf_init_empty(void);
+void gguf_set_val_u32(struct gguf_context * ctx, const char * key, uint32_t val);
+void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * val);
+void gguf_set_arr_str(struct gguf_context * ctx, const char * key, const char * const * data, size_t n);
+void gguf_set_kv(struct gguf_context * ctx, const struct gguf_context * src);
+void gguf_add_tensor(struct gguf_context * ctx, const struct ggml_tensor * tensor);
+bool gguf_write_to_file(const struct gguf_context * ctx, const char * fname, bool only_meta);
 """
 
 

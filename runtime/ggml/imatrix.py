@@ -1,0 +1,134 @@
+"""Importance matrices: for each column of a weight matrix, how large its input is on real prompts.
+
+A quantizer weighs the errors of a row by these. The file is llama.cpp's GGUF form (tools/imatrix, and
+common/imatrix-loader.cpp which reads it): of each matrix `NAME.in_sum2`, the sums of its inputs' squares,
+and `NAME.counts`, how many inputs were summed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.errors import GGUFError
+from qvl.runtime.ggml.gguf import TensorInfo, read_gguf
+from qvl.runtime.ggml.gguf_writer import Value, write_gguf
+from qvl.runtime.ggml.library import Type
+
+KIND: Final = "imatrix"  # general.type
+SUMS, COUNTS = ".in_sum2", ".counts"
+DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_HINT: Final = "make one with qvl imatrix, or with llama-imatrix --output-format gguf"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Statistics of one matrix's input.
+
+    Attributes:
+        sums: float64 [n_in], sums of squares.
+        count: inputs summed.
+    """
+
+    sums: NDArray[np.float64]
+    count: int
+
+    def __add__(self, other: Entry) -> Entry:
+        return Entry(self.sums + other.sums, self.count + other.count)
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """A file's content.
+
+    Attributes:
+        entries: by the name of the weight.
+        datasets: what was run, for people.
+        chunks: how many prompts, or pieces of text.
+        chunk_size: tokens of a piece of text.
+        extra: other metadata, of strings and numbers.
+    """
+
+    entries: Mapping[str, Entry]
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+    chunk_size: int = 512
+    extra: Mapping[str, str | int] = field(default_factory=dict)
+
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        """Mean squares by name, float32 [n_in], computed as llama-quantize does; ones where nothing ran."""
+        return {
+            name: (entry.sums.astype(np.float32) / np.float32(entry.count))
+            if entry.count
+            else np.ones(len(entry.sums), np.float32)
+            for name, entry in self.entries.items()
+        }
+
+
+def write_imatrix(path: Path, imatrix: Imatrix) -> None:
+    """Write the file, all of it or nothing.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    metadata: dict[str, Value] = {
+        "general.type": KIND,
+        DATASETS: list(imatrix.datasets),
+        CHUNKS: imatrix.chunks,
+        CHUNK_SIZE: imatrix.chunk_size,
+        **imatrix.extra,
+    }
+    tensors = []
+    for name in sorted(imatrix.entries):
+        entry = imatrix.entries[name]
+        for suffix, values in ((SUMS, entry.sums), (COUNTS, np.array([entry.count]))):
+            data = np.ascontiguousarray(values, np.float32)
+            info = TensorInfo(name + suffix, data.shape, Type.F32, 0, data.nbytes)
+            tensors.append((info, data.data.cast("B")))
+    write_gguf(path, metadata, tensors)
+
+
+def read_imatrix(path: str | Path) -> Imatrix:
+    """Read a file of `qvl imatrix` or llama-imatrix.
+
+    Raises:
+        GGUFError: damaged, another kind of file (llama.cpp's old .dat form too), values that are not
+            finite, or negative.
+    """
+    file = read_gguf(path)
+    names = {n.removesuffix(SUMS) for n in file.tensors if n.endswith(SUMS)}
+    counted = {n.removesuffix(COUNTS) for n in file.tensors if n.endswith(COUNTS)}
+    if not names or names != counted:
+        found = "nothing" if not names | counted else f"{len(names)} sums and {len(counted)} counts"
+        raise GGUFError(f"{path}: not an importance matrix: has {found} of inputs", hint=_HINT)
+    entries = {}
+    for name in sorted(names):
+        sums, counts = (_values(file.path, file.tensors[name + suffix]) for suffix in (SUMS, COUNTS))
+        if len(counts) != 1:
+            raise GGUFError(
+                f"{path}: {name} is counted {len(counts)} times, expected once",
+                hint="this matrix is of a mixture of experts, which Qwen2-VL is not",
+            )
+        if not np.isfinite(sums).all() or sums.min() < 0 or not 0 <= counts[0] < math.inf:
+            raise GGUFError(f"{path}: {name} has sums that are negative or not finite", hint=_HINT)
+        entries[name] = Entry(sums.astype(np.float64), int(counts[0]))
+    meta = file.metadata
+    return Imatrix(
+        entries,
+        tuple(map(str, meta.get(DATASETS, ()))),
+        int(meta.get(CHUNKS, 0)),
+        int(meta.get(CHUNK_SIZE, 0)),
+        {key: value for key, value in meta.items() if key.startswith("qvl.")},
+    )
+
+
+def _values(path: Path, info: TensorInfo) -> NDArray[np.float32]:
+    if info.type is not Type.F32:
+        raise GGUFError(f"{path}: {info.name} has type {info.type.name}, expected F32", hint=_HINT)
+    return np.fromfile(path, np.float32, info.n_elements, offset=info.offset)
