@@ -20,6 +20,7 @@ from qvl.runtime.caption.prompts import Prompt, Prompts
 from qvl.runtime.errors import ImageError, QvlError
 from qvl.runtime.vision.image import open_image
 from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.video import load_video
 
 _CHUNK: Final = 1 << 20
 
@@ -62,7 +63,6 @@ class Preparer:
 
     preprocessor: Preprocessor
     prompts: Prompts
-    video_frames: Callable[[str, Preprocessor], NDArray[np.uint8]] | None = None
 
     def __call__(self, item: Item) -> Prepared | Rejected:
         """Never raises for a picture's own faults: whatever is wrong with one must not stop the others."""
@@ -78,9 +78,9 @@ class Preparer:
         return Prepared(item, sha256, frames, size, prompt, time.perf_counter() - started)
 
     def _frames(self, item: Item) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        if item.kind == "video" and self.video_frames is not None:
-            frames = self.video_frames(item.path, self.preprocessor)
-            return frames, (int(frames.shape[2]), int(frames.shape[1]))
+        if item.kind == "video":
+            video = load_video(item.path, self.preprocessor)
+            return video.frames, (video.source_size[1], video.source_size[0])
         picture = open_image(item.path)
         height, width = picture.shape[:2]
         return self.preprocessor.resize(picture)[None], (width, height)

@@ -50,6 +50,7 @@ class Results(Protocol):
     """Where records go: `ledger.Ledger`, or `stream.Stream` for stdout."""
 
     mode: Mode
+    crashed: bool
 
     def is_done(self, path: str) -> bool: ...
     def failed(self, path: str) -> bool | None: ...
@@ -150,7 +151,8 @@ class Runner:
         """
         if self.plan.sidecars is not None:
             self._clashes = self.plan.sidecars.clashes(self.plan.items)
-            self.plan.sidecars.restore(self.plan.items, self.results.recent(_RESTORE))
+            if self.results.crashed:
+                self.plan.sidecars.restore(self.plan.items, self.results.recent(_RESTORE))
         threads = self.plan.threads
         with closing(Ahead(self._todo(), self.plan.prepare, threads=threads, ahead=2 * threads + 4)) as ahead:
             while not (self.stop.soon or ahead.exhausted) or self.captioner.busy:

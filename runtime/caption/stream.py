@@ -20,6 +20,7 @@ class Stream:
     """
 
     mode: Mode = "skip"
+    crashed = False
 
     def __init__(self, write: Callable[[str], None] = lambda line: None) -> None:
         self._write = write

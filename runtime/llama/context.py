@@ -76,7 +76,8 @@ class Context:
             n_outputs_max: n_seq_max unless given. Each row costs n_vocab floats twice, in the compute
                 buffer and in the output buffer: 1.2 MB for Qwen2-VL.
             threads: CPU threads; physical cores unless given.
-            kv_type: type of the cache's values: f16, f32 or q8_0.
+            kv_type: type of the cache's values: f16, f32 or q8_0. Flash attention works in f16 (src/
+                llama-graph.cpp, `build_attn_mha`), so f32 does without it, slower.
 
         Raises:
             InputError: a size out of bounds, or an unknown type.
@@ -106,6 +107,8 @@ class Context:
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = self.threads
         params.type_k = params.type_v = KV_TYPES[kv_type].value
+        if kv_type == "f32":
+            params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         params.abort_callback = ctypes.cast(_libc_strlen(), type(params.abort_callback))
         params.abort_callback_data = ctypes.addressof(self._flag)
@@ -212,6 +215,17 @@ class Context:
             (self._n_rows, self.model.hparams.n_vocab),
         )
         return rows.astype(np.float32, copy=True)
+
+    def row(self, index: int = -1) -> NDArray[np.float32]:
+        """The logits after one token of the last batch: a copy, float32 [n_vocab].
+
+        Args:
+            index: of the token in the batch, which must have asked for them; -1 is the last that did.
+        """
+        pointer = self._c.llama_get_logits_ith(self.handle, index)
+        if not pointer:
+            raise InputError(f"token {index} of the last batch asked for no logits")
+        return np.ctypeslib.as_array(pointer, (self.model.hparams.n_vocab,)).copy()
 
     def abort(self) -> None:
         """Stop a running `decode`, from any thread: at the next node on the CPU, after the batch on a GPU."""

@@ -162,7 +162,7 @@ class Sampler:
         """
         if self._grammar is None:
             return int(self._c.llama_sampler_sample(self._chain, context.handle, row))
-        return self._sample_in_grammar(context.logits()[row])
+        return self._sample_in_grammar(context.row(row))
 
     def _links(self, sampling: Sampling) -> list[Any]:
         c, links = self._c, []

@@ -1,0 +1,106 @@
+"""What a captioning run is asked for, in one value that can be compared, pickled and sent elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.runtime.caption.prompts import DEFAULT_PROMPT, Prompts, Template, Variables
+from qvl.runtime.caption.settings import Settings, file_identity, model_identity
+from qvl.runtime.caption.wording import Wording
+from qvl.runtime.errors import InputError
+
+MAX_TOKENS: Final = 256
+MAX_PIXELS: Final = 1280 * 28 * 28
+"""Larger pictures are shrunk to this area, 1280 tokens, unless it is said otherwise: Qwen's own advice for
+a balance of cost and detail (model card of Qwen2-VL, "Image Resolution for performance boost"), and what
+keeps the memory of a run small. A model whose own bound is lower keeps it."""
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Everything that decides what captions say, but for the model.
+
+    Attributes:
+        prompt: a template, see `Template`.
+        variables: CSV file of its columns.
+        sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
+        seed: each picture's own seed derives from it and from the picture's content.
+        schema: JSON schema file that every caption must fit.
+    """
+
+    prompt: str = DEFAULT_PROMPT
+    variables: Path | None = None
+    system: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+    triggers: tuple[str, ...] = ()
+    start_with: str = ""
+    schema: Path | None = None
+    samples: int = 1
+    max_tokens: int = MAX_TOKENS
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        # A space at the end of what the model continues is a token of its own, which no text was trained on.
+        object.__setattr__(self, "start_with", self.start_with.rstrip())
+
+    def settings(self, text: Path, mmproj: Path | None) -> Settings:
+        """What a file of results remembers, by the names of the flags.
+
+        Raises:
+            InputError: a file that cannot be read.
+        """
+        found = {
+            "model": model_identity(text),
+            "mmproj": model_identity(mmproj) if mmproj else None,
+            "prompt": self.prompt,
+            "vars": file_identity(self.variables) if self.variables else None,
+            "system": self.system,
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+            "trigger": list(self.triggers),
+            "start-with": self.start_with,
+            "schema": file_identity(self.schema) if self.schema else None,
+            "samples": self.samples,
+            "max-tokens": self.max_tokens,
+            **{name.replace("_", "-"): value for name, value in self.sampling.items()},
+            "seed": self.seed,
+            "min-pixels": self.min_pixels,
+            "max-pixels": self.max_pixels,
+        }
+        return {name: value for name, value in found.items() if value not in (None, "", [])}
+
+    def prompts(self) -> Prompts:
+        """The prompt of every picture. Raises InputError for a template or table that does not fit."""
+        variables = Variables.read(self.variables) if self.variables else None
+        return Prompts(Template(self.prompt, variables.columns if variables else ()), variables)
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.prefix, self.suffix, self.triggers, self.start_with)
+
+    def read_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema, or None.
+
+        Raises:
+            InputError: no such file, or no JSON.
+        """
+        if self.schema is None:
+            return None
+        try:
+            schema = json.loads(self.schema.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise InputError(f"{self.schema}: cannot be read as a JSON schema: {e}") from e
+        if not isinstance(schema, dict):
+            raise InputError(f"{self.schema}: a JSON schema is an object, found {type(schema).__name__}")
+        return schema

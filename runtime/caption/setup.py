@@ -1,0 +1,146 @@
+"""From a loaded model and options to a runner: how many pictures at once, and the context they share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.runtime.batch import N_BATCH, BatchCaptioner, Request
+from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
+from qvl.runtime.caption.prepare import Preparer
+from qvl.runtime.caption.runner import Plan, Results, Runner, Stop
+from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.ggml.devices import default_threads
+from qvl.runtime.grounding import parse_grounding
+from qvl.runtime.llama.sampler import grammar_from_schema
+from qvl.runtime.vision.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    from qvl.runtime.model import Model
+
+_ON_CPU: Final = 8  # benchmarks/README.md, "Captions": more than this many gain nothing on few cores
+_ON_GPU: Final = 16
+_WORDS: Final = 256  # tokens set aside for the words of a prompt
+_VIDEO_CELLS: Final = 8192
+_SHARE: Final = 0.5  # of the free memory
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How many sequences a run has, and the KV cells that they share."""
+
+    sequences: int
+    n_ctx: int
+
+
+def choose_parallelism(
+    model: Model,
+    options: CaptionOptions,
+    preprocessor: Preprocessor,
+    *,
+    parallel: int | None = None,
+    n_ctx: int | None = None,
+    has_videos: bool = False,
+) -> Parallelism:
+    """As many sequences as the device gains from, and as the memory has room for.
+
+    Args:
+        parallel: pictures at once; None chooses.
+        n_ctx: KV cells for all of them; None makes room for each at its largest.
+    """
+    device = model.text.devices[0] if model.text.devices else None
+    picture = preprocessor.max_pixels // preprocessor.factor**2
+    cells = picture + _WORDS + options.samples * options.max_tokens
+    least = max(cells, _VIDEO_CELLS) if has_videos else cells
+    if parallel is None:
+        free = device.memory()[0] if device else free_memory()
+        room = int(_SHARE * free) // model.text.hparams.kv_bytes(cells)
+        best = _ON_GPU if device else _ON_CPU
+        parallel = max(1, min(best, room, (n_ctx or 1 << 30) // cells))
+    sequences = max(parallel, 1) * options.samples
+    return Parallelism(sequences, n_ctx or max(parallel * cells, least) + _WORDS)
+
+
+def free_memory() -> int:
+    """Bytes that new allocations may take without swapping; half of all where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def preprocessor_for(model: Model, options: CaptionOptions) -> Preprocessor:
+    """The model's preprocessor with the run's bounds."""
+    own = model.vision.preprocessor
+    high = options.max_pixels
+    if high is None and own.max_pixels > MAX_PIXELS:
+        high = max(MAX_PIXELS, options.min_pixels or 0)
+    return own.with_pixels(options.min_pixels, high)
+
+
+def open_run(
+    model: Model,
+    items: Sequence[Item],
+    options: CaptionOptions,
+    results: Results,
+    *,
+    parallel: int | None = None,
+    n_ctx: int | None = None,
+    sidecars: Sidecars | None = None,
+    stop: Stop | None = None,
+) -> tuple[Runner, BatchCaptioner]:
+    """A runner and the captioner it drives, which the caller closes.
+
+    Raises:
+        InputError: a template, table or schema that cannot be used; a model without an image encoder.
+        BackendError: too little memory for the context.
+    """
+    stop = stop or Stop()
+    preprocessor = preprocessor_for(model, options)
+    plan = Plan(
+        items,
+        Preparer(preprocessor, options.prompts()),
+        model.path.name,
+        wording=options.wording,
+        seed=options.seed,
+        samples=options.samples,
+        boxes=boxes_of,
+        sidecars=sidecars,
+        threads=max(1, min(4, default_threads())),
+    )
+    schema = options.read_schema()
+    request = Request(
+        system=options.system,
+        start=options.start_with,
+        sampling=replace(model.sampling.override(**options.sampling), seed=0),
+        max_tokens=options.max_tokens,
+        grammar=grammar_from_schema(schema) if schema is not None else None,
+    )
+    has_videos = any(item.kind == "video" for item in items)
+    chosen = choose_parallelism(
+        model, options, preprocessor, parallel=parallel, n_ctx=n_ctx, has_videos=has_videos
+    )
+    captioner = BatchCaptioner(
+        model.text,
+        model.vision,
+        model.template,
+        request,
+        parallel=chosen.sequences,
+        open_context=lambda n: model.context(n_ctx=chosen.n_ctx, n_seq_max=n, n_batch=N_BATCH),
+        cancelled=lambda: stop.now,
+    )
+    return Runner(plan, captioner, results, stop), captioner
+
+
+def boxes_of(text: str, size: tuple[int, int]) -> tuple[Mapping[str, Any], ...]:
+    """The boxes that a caption holds, in pixels of a picture of (width, height)."""
+    if "<|box_start|>" not in text and "<|quad_start|>" not in text:
+        return ()
+    return tuple(box.json(*size) for box in parse_grounding(text, size).boxes)
