@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,31 @@ _NUMPY: Final[dict[ggml.Type, Any]] = {
     ggml.Type.F16: np.float16,
     ggml.Type.I32: np.int32,
 }
+
+
+class Observer(Protocol):
+    """Sees nodes of a running graph, as pointers to `ggml_tensor`."""
+
+    def wants(self, node: int) -> bool:
+        """Whether to be shown this node when it is done; asked before it is computed."""
+
+    def take(self, node: int) -> None:
+        """The node is done, and what it was computed from is still there."""
+
+
+def eval_callback(observer: Observer) -> Any:
+    """An observer as the callback of a scheduler (`ggml_backend_sched_eval_callback`).
+
+    The C side holds a pointer only: keep what is returned.
+    """
+
+    def on_node(pointer: int, ask: bool, _: int) -> bool:
+        if ask:
+            return observer.wants(pointer)
+        observer.take(pointer)
+        return True
+
+    return ggml.EvalCallback(on_node)
 
 
 class Tensor:
@@ -236,11 +261,14 @@ class Runner:
             )
         self._ready = graph
 
-    def run(self, graph: Graph, watch: Callable[[str], bool] | None = None) -> None:
+    def run(
+        self, graph: Graph, watch: Callable[[str], bool] | None = None, observer: Observer | None = None
+    ) -> None:
         """Compute a prepared graph.
 
         Args:
             watch: called with the name of every named node as it is done; False stops the run.
+            observer: is shown the nodes it wants.
 
         Raises:
             Cancelled: watch asked for it.
@@ -253,14 +281,17 @@ class Runner:
             nonlocal stopped
             name: bytes = ggml.tensor(pointer).name
             watched = name.startswith(b"@")
+            observed = observer is not None and observer.wants(pointer)
             if ask:
-                return watched
+                return watched or observed
+            if observed and observer is not None:
+                observer.take(pointer)
             if watched and watch is not None and not watch(name[1:].decode()):
                 stopped = True
                 return False
             return True
 
-        self._watcher = ggml.EvalCallback(on_node) if watch is not None else None
+        self._watcher = ggml.EvalCallback(on_node) if watch or observer else None
         address = ctypes.cast(self._watcher, ctypes.c_void_p) if self._watcher else None
         lib.ggml_backend_sched_set_eval_callback(self._sched, address, None)
         status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)

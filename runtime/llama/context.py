@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
 from qvl.runtime.ggml.devices import default_threads
+from qvl.runtime.ggml.graph import Observer, eval_callback
 from qvl.runtime.ggml.library import Type
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama
@@ -66,6 +67,7 @@ class Context:
         n_outputs_max: int | None = None,
         threads: int | None = None,
         kv_type: str = "f16",
+        observer: Observer | None = None,
     ) -> None:
         """Allocate the cache and the compute buffers.
 
@@ -78,6 +80,7 @@ class Context:
             threads: CPU threads; physical cores unless given.
             kv_type: type of the cache's values: f16, f32 or q8_0. Flash attention works in f16 (src/
                 llama-graph.cpp, `build_attn_mha`), so f32 does without it, slower.
+            observer: is shown nodes of the graph as they are computed.
 
         Raises:
             InputError: a size out of bounds, or an unknown type.
@@ -112,7 +115,11 @@ class Context:
         params.no_perf = True
         params.abort_callback = ctypes.cast(_libc_strlen(), type(params.abort_callback))
         params.abort_callback_data = ctypes.addressof(self._flag)
-        self._keep = params.abort_callback
+        self._keep: list[Any] = [params.abort_callback]
+        if observer is not None:
+            show = eval_callback(observer)
+            params.cb_eval = ctypes.cast(show, type(params.cb_eval))
+            self._keep.append(show)
         complaints()
         self._handle: int | None = c.llama_init_from_model(model.handle, params)
         if not self._handle:

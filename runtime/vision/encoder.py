@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, default_threads, find_device
 from qvl.runtime.ggml.gguf import read_gguf
-from qvl.runtime.ggml.graph import Graph, Runner, get_data, set_data
+from qvl.runtime.ggml.graph import Graph, Observer, Runner, get_data, set_data
 from qvl.runtime.vision import qwen2_vl, tensors
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
 from qvl.runtime.vision.frames import VideoSource
@@ -84,6 +84,7 @@ class VisionEncoder:
         self._attend = _attention(self.device, self.config)
         self._last: tuple[tuple[Grid, ...], Encoding] | None = None
         self._lock = threading.Lock()
+        self.observer: Observer | None = None
 
     @property
     def n_embd(self) -> int:
@@ -153,7 +154,7 @@ class VisionEncoder:
             np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values,
         )
         set_data(encoding.positions, qwen2_vl.positions(grids))
-        self._runner.run(encoding.graph, watch)
+        self._runner.run(encoding.graph, watch, self.observer)
         rows = get_data(encoding.output)
         ends = np.cumsum([_n_patches(grid) // self.config.merge_size**2 for grid in grids])
         parts = np.split(rows, ends[:-1])
