@@ -22,7 +22,7 @@ from qvl.runtime.session import Session
 from qvl.runtime.stream import Stream
 from qvl.runtime.tokens import VisionUnit, n_cells
 from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
-from qvl.runtime.vision.image import open_image
+from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.video import VideoOptions, load_video
 
@@ -214,7 +214,7 @@ class _Eyes:
             preprocessor = preprocessor.with_pixels(
                 *(int(options[name]) if name in options else None for name in ("min_pixels", "max_pixels"))
             )
-        return preprocessor.image(open_image(chunk.source))
+        return preprocessor.image(open_picture(chunk.source))
 
     def encode_patches(
         self, inputs: Sequence[Patches], progress: Progress | None = None

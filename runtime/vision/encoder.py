@@ -19,7 +19,7 @@ from qvl.runtime.ggml.graph import Graph, Observer, Runner, get_data, set_data
 from qvl.runtime.vision import qwen2_vl, tensors
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
 from qvl.runtime.vision.frames import VideoSource
-from qvl.runtime.vision.image import ImageSource, open_image
+from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
 from qvl.runtime.vision.qwen2_vl import Encoding, Grid, VisionConfig
 from qvl.runtime.vision.video import VideoOptions, load_video
@@ -113,7 +113,9 @@ class VisionEncoder:
             ImageError: a picture cannot be read or is out of bounds.
             Cancelled: progress asked to stop.
         """
-        return self.encode_patches([self.preprocessor.image(open_image(image)) for image in images], progress)
+        return self.encode_patches(
+            [self.preprocessor.image(open_picture(image)) for image in images], progress
+        )
 
     def encode_video(
         self, video: VideoSource, options: VideoOptions | None = None, progress: Progress | None = None
