@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.checkpoint import Shape, Style, write_checkpoint
 
 from qvl.convert import Converted, convert
+
+settings.register_profile("qvl", deadline=None)  # a busy machine is no failure
+settings.load_profile("qvl")
 
 
 @pytest.fixture(scope="session")
