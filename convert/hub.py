@@ -7,6 +7,7 @@ reads HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,32 +49,38 @@ class Source:
     repo: str | None = None
 
 
-def find_source(src: str | Path, *, revision: str | None = None) -> Source:
+def find_source(src: str | Path, *, revision: str | None = None, bars: bool = False) -> Source:
     """A folder as it is, or a repository downloaded into the hub's cache.
+
+    Args:
+        bars: let huggingface_hub draw its progress bars, where stderr is a terminal.
 
     Raises:
         CheckpointError: neither a folder nor the form of a repository id.
         DownloadError: the hub cannot be reached, or has no such repository.
     """
-    folder = Path(src).expanduser()
-    if folder.is_dir():
+    text, folder = str(src), Path(src).expanduser()
+    if text and folder.is_dir():
         return Source(folder, folder.resolve().name)
-    text = str(src)
     if folder.exists() or not _REPO.fullmatch(text):
         raise CheckpointError(
             f"{text}: no such folder",
             hint="pass a checkpoint's folder, or a hub id such as Qwen/Qwen2-VL-2B-Instruct",
         )
-    return Source(_download(text, revision), text.rpartition("/")[2], text)
+    return Source(_download(text, revision, bars and sys.stderr.isatty()), text.rpartition("/")[2], text)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, bars: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     def failed(what: str, hint: str) -> DownloadError:
         return DownloadError(f"{repo}: {what}", hint=hint)
 
+    hide = not bars and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
     except hub.GatedRepoError as error:
@@ -93,3 +100,6 @@ def _download(repo: str, revision: str | None) -> Path:
     # depends on the HTTP library that this version of huggingface_hub happens to use.
     except Exception as error:
         raise failed(f"download failed: {error}", "run again: it resumes where it stopped") from error
+    finally:
+        if hide:
+            enable_progress_bars()

@@ -83,7 +83,7 @@ def convert(
         head=None if output_type is None else parse_type(output_type),
         calibrated=imatrix is not None,
     )
-    source = find_source(src, revision=revision)
+    source = find_source(src, revision=revision, bars=progress is not None)
     name = name or source.name
     config = read_config(source.folder)
     with Checkpoint(source.folder) as checkpoint:

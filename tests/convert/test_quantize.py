@@ -14,7 +14,7 @@ from support.checkpoint import Shape, Style, encode, weights, write_checkpoint, 
 from support.llama_quantize import llama_quantize
 
 from qvl.convert import Converted, convert
-from qvl.convert.recipe import TEXT_RECIPES, VISION_RECIPES
+from qvl.convert.mixtures import TEXT_RECIPES
 
 Digest = dict[str, tuple[str, str]]
 
@@ -25,8 +25,14 @@ GROUPED = Shape(hidden=256, inner=256, heads=8, kv_heads=1, layers=8, depth=1, v
 DEEP = Shape(hidden=256, inner=256, heads=4, kv_heads=2, layers=16, depth=1, vocab_size=288)
 UNEVEN = Shape(hidden=160, inner=288, heads=4, kv_heads=2, layers=8, depth=1, vocab_size=288)
 ODD = Shape(hidden=80, inner=112, heads=2, kv_heads=1, layers=8, depth=1, vocab_size=288, tied=False)
+# Those that need no importance matrix; the others, and these with one, are in test_importance.py.
+TEXT_TYPES = (
+    *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q6_k", "iq4_nl", "iq4_xs"),
+    *("q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l"),
+)
+VISION_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0")
 CASES = [
-    *((shape, name) for shape in (EVEN, UNEVEN, ODD) for name in TEXT_RECIPES),
+    *((shape, name) for shape in (EVEN, UNEVEN, ODD) for name in TEXT_TYPES),
     *((GROUPED, name) for name in ("q4_0", "q4_k_m", "q2_k", "iq4_nl", "iq4_xs")),
     (DEEP, "q3_k_m"),
 ]
@@ -67,7 +73,7 @@ def test_text_types_and_bytes_are_libllamas(
             assert fields[0][key].contents() == fields[1][key].contents(), key
 
 
-@pytest.mark.parametrize("name", VISION_RECIPES)
+@pytest.mark.parametrize("name", VISION_TYPES)
 def test_vision_values_are_close_to_the_source(tmp_path: Path, name: str) -> None:
     """By gguf-py's dequantizer: within a type's step, and exactly what ggml packs."""
     shape = Shape(dim=128, vision_heads=4, depth=2)
