@@ -4,6 +4,10 @@
     python make_vision_golden.py videos   # transformers 4.57, the last to take videos by Pillow
     python make_vision_golden.py frames   # qwen-vl-utils 0.0.14 and torch; torchvision is stubbed
 
+They want different environments: `pip install torch==2.13.0 transformers==5.23.0 pillow` for images,
+`pip install transformers==4.57.6 pillow` for videos, and for frames torch, requests, packaging and
+`pip install --no-deps qwen-vl-utils==0.0.14`.
+
 Small results are kept whole, of large ones a sample at fixed places; see `sample`.
 """
 
