@@ -1,40 +1,116 @@
-"""`qvl caption`: one JSON object for each picture, failures included."""
+"""`qvl caption`: captions for whole datasets, resumable at any point."""
 
 from __future__ import annotations
 
-import time
+import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from qvl.cli import options
-from qvl.cli.output import Output, human_seconds
-from qvl.runtime.errors import BackendError, QvlError
+from qvl.cli.output import Output
+from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from qvl.runtime.caption.inputs import Item
-    from qvl.runtime.caption.record import Record
-    from qvl.runtime.session import Session
+    from qvl.runtime.caption.ledger import Mode
+
+_SUFFIX: Final = re.compile(r"\.\w+$")
+_ADDRESS: Final = re.compile(r"ray://\S+|auto|local|[\w.-]+:\d+$")
 
 Paths = Annotated[
     list[str],
-    typer.Argument(metavar="PATH…", help="Files, folders, globs, @list.txt, or - for paths on stdin."),
+    typer.Argument(
+        metavar="PATH…", help="Files, folders, globs in quotes, @list.txt, or - for paths on stdin."
+    ),
 ]
 Prompt = Annotated[
-    str, typer.Option("-p", "--prompt", metavar="TEXT", help="What to ask about each picture.")
+    str | None,
+    typer.Option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="What to ask; {name} {stem} {dir} {width} {height} and columns of --vars are filled in.",
+    ),
+]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
+]
+Vars = Annotated[
+    Path | None,
+    typer.Option("--vars", metavar="CSV", help="Columns for the prompt; one (path, file) names the picture."),
+]
+Prefix = Annotated[str, typer.Option("--prefix", metavar="TEXT", help="Put before every caption.")]
+Suffix = Annotated[str, typer.Option("--suffix", metavar="TEXT", help="Put after every caption.")]
+Trigger = Annotated[
+    list[str] | None,
+    typer.Option("--trigger", metavar="WORD", help="Put first where a caption lacks it; can be repeated."),
+]
+StartWith = Annotated[
+    str, typer.Option("--start-with", metavar="TEXT", help="Begin every caption so; the model goes on.")
+]
+Schema = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="Captions in JSON that fits this JSON schema.")
+]
+Samples = Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Captions of each picture.")]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="JSONL, or CSV by its suffix. Default: stdout."),
+]
+Sidecar = Annotated[
+    bool, options.flag("--sidecar", help="A text file beside each picture; .txt, or the suffix that follows.")
+]
+OutDir = Annotated[
+    Path | None,
+    typer.Option("--out-dir", metavar="DIR", help="Text files in this folder, which mirrors the pictures'."),
+]
+Overwrite = Annotated[bool, options.flag("--overwrite", help="Caption again what has a caption.")]
+Append = Annotated[bool, options.flag("--append", help="Add to the captions there are.")]
+Prepend = Annotated[bool, options.flag("--prepend", help="Put before the captions there are.")]
+RetryErrors = Annotated[bool, options.flag("--retry-errors", help="Try again what failed.")]
+AcceptChanges = Annotated[
+    bool, options.flag("--accept-changes", help="Go on in a file that was begun with other settings.")
+]
+Parallel = Annotated[
+    str, typer.Option("--parallel", metavar="N", help="Pictures at once. Default: auto, by memory and cores.")
+]
+Ray = Annotated[
+    bool, options.flag("--ray", help="On a Ray cluster; its address may follow. Needs the ray extra.")
+]
+CtxSize = Annotated[
+    int | None,
+    typer.Option("-c", "--ctx-size", metavar="N", min=64, help="Tokens of the context all share."),
 ]
 
 
 def caption(
     paths: Paths,
-    prompt: Prompt = "Describe this image.",
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    vars_: Vars = None,
     system: options.System = None,
+    prefix: Prefix = "",
+    suffix: Suffix = "",
+    trigger: Trigger = None,
+    start_with: StartWith = "",
+    schema: Schema = None,
+    samples: Samples = 1,
+    output: OutputFile = None,
+    sidecar: Sidecar = False,
+    out_dir: OutDir = None,
+    overwrite: Overwrite = False,
+    append: Append = False,
+    prepend: Prepend = False,
+    retry_errors: RetryErrors = False,
+    accept_changes: AcceptChanges = False,
+    parallel: Parallel = "auto",
+    ray: Ray = False,
     model: options.Model = None,
     mmproj: options.Mmproj = None,
     device: options.Device = "auto",
     n_gpu_layers: options.GpuLayers = None,
-    ctx_size: options.CtxSize = 8192,
+    ctx_size: CtxSize = None,
     threads: options.Threads = None,
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
@@ -49,54 +125,81 @@ def caption(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Write a caption for each picture, as JSON lines."""
-    from qvl.cli.engine import open_model
+    """Write a caption for each picture and video.
+
+    A rerun of the same command goes on where the last one stopped, however it ended. Existing captions are
+    kept, errors are records, and the exit code is 1 if any picture failed.
+    """
+    from qvl.cli.caption_run import CaptionRun, Destination
     from qvl.runtime.caption.inputs import find_inputs
+    from qvl.runtime.caption.options import CaptionOptions
 
     out = Output(quiet, verbose)
+    paths, sidecar_suffix = _take(paths, _SUFFIX, sidecar)
+    paths, address = _take(paths, _ADDRESS, ray)
     found = find_inputs(paths)
     for note in found.notes:
         out.warn(note)
-    model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type
+    sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty)
+    chosen = CaptionOptions(
+        prompt=_prompt(prompt, prompt_file),
+        variables=vars_,
+        system=system,
+        prefix=prefix,
+        suffix=suffix,
+        triggers=tuple(trigger or ()),
+        start_with=start_with,
+        schema=schema,
+        samples=samples,
+        max_tokens=max_tokens,
+        sampling={name: value for name, value in sampling.kwargs().items() if name != "max_tokens"},
+        seed=seed or 0,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
     )
-    sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
-    failed, started = 0, time.monotonic()
-    with open_model(model_options, out) as loaded, out.progress("captioning", "pictures") as bar:
-        session = loaded.session()
-        for i, item in enumerate(found.items):
-            bar(i, len(found.items), Path(item.path).name)
-            record = _caption(session, item, prompt, system, sampling.kwargs())
-            failed += record.failed
-            out.line(record.as_json())
-    done = len(found.items) - failed
-    words = f"{done} captioned in {human_seconds(time.monotonic() - started)}"
-    out.note(f"{words}, {failed} failed" if failed else words)
-    return 1 if failed else 0
-
-
-def _caption(
-    session: Session, item: Item, prompt: str, system: str | None, sampling: dict[str, Any]
-) -> Record:
-    """The record of one picture; what is wrong with it becomes the record's error."""
-    from qvl.runtime.caption.record import Record
-
-    question = [{"type": item.kind, item.kind: item.path}, {"type": "text", "text": prompt}]
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": question})
-    started = time.monotonic()
-    try:
-        reply = session.generate(messages, **sampling).result()
-    except BackendError:
-        raise
-    except QvlError as e:
-        return Record(item.path, error=str(e))
-    return Record(
-        item.path,
-        caption=reply.text.strip(),
-        prompt=prompt,
-        prompt_tokens=reply.usage.prompt_tokens,
-        completion_tokens=reply.usage.completion_tokens,
-        finish_reason=reply.finish_reason,
-        seconds=round(time.monotonic() - started, 3),
+    destination = Destination(
+        output,
+        out_dir,
+        (sidecar_suffix or ".txt") if sidecar or out_dir else None,
+        _mode(overwrite=overwrite, append=append, prepend=prepend, retry_errors=retry_errors),
+        accept_changes,
     )
+    model_options = options.ModelOptions(model, mmproj, device, n_gpu_layers, 8192, threads, kv_type=kv_type)
+    run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), ctx_size)
+    return run.on_ray(model_options, address) if ray else run.here(model_options)
+
+
+def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[list[str], str | None]:
+    """Part the value that may follow a flag (`--sidecar .caption`) from the paths."""
+    if not wanted:
+        return paths, None
+    values = [path for path in paths if pattern.fullmatch(path) and not Path(path).exists()]
+    return [path for path in paths if path not in values[:1]], values[0] if values else None
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise InputError("--prompt and --prompt-file, expected one of them")
+    if prompt == "-":
+        return sys.stdin.read().strip("\n")
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8-sig").strip("\n")
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"{file}: the prompt cannot be read: {e}") from e
+    return prompt if prompt is not None else "Describe this image."
+
+
+def _mode(**given: bool) -> Mode:
+    chosen = [name.replace("_", "-") for name, value in given.items() if value]
+    if len(chosen) > 1:
+        raise InputError(f"--{' and --'.join(chosen)}, expected one of them")
+    return chosen[0] if chosen else "skip"  # type: ignore[return-value]
+
+
+def _parallel(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise InputError(f"--parallel is {text!r}, expected auto or a number from 1 to 64")
+    return int(text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.video import VideoOptions, load_video
+
+if TYPE_CHECKING:
+    from qvl.runtime.caption.record import Record
 
 N_CTX: Final = 8192
 _LOGIT_ROWS: Final = 128
@@ -157,6 +160,12 @@ class Model:
         if self._default is None:
             self._default = self.session()
         return self._default.generate(messages, **options)
+
+    def caption(self, paths: Any, **options: Any) -> Iterator[Record]:
+        """Caption pictures and videos, several at a time; `qvl.runtime.caption.api.caption` says how."""
+        from qvl.runtime.caption.api import caption
+
+        return caption(self, paths, **options)
 
     def logits(self, messages: Sequence[Message], *, number_images: bool = False) -> NDArray[np.float32]:
         """Logits at every position of the prompt with its generation header, vision positions included.
