@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from qvl.runtime.embeddings import EmbeddingStore
+import numpy as np
+from numpy.typing import NDArray
+
 from qvl.runtime.llama.batch import Batch, Outputs
 from qvl.runtime.positions import mrope_positions
 from qvl.runtime.tokens import Unit, VisionUnit, n_cells, n_positions
 
 
+class Embedded(Protocol):
+    """What has the embeddings of vision units ready (`EmbeddingStore`)."""
+
+    def embeddings(self, unit: VisionUnit) -> NDArray[np.float32]:
+        """float32 [n_tokens, n_embd]."""
+
+
 def batches(
     units: Sequence[Unit],
-    store: EmbeddingStore,
+    store: Embedded,
     *,
     position: int,
     n_batch: int,
@@ -43,7 +53,7 @@ def batches(
 
 
 def _vision_batches(
-    unit: VisionUnit, store: EmbeddingStore, position: int, n_batch: int, outputs: Outputs, sequence: int
+    unit: VisionUnit, store: Embedded, position: int, n_batch: int, outputs: Outputs, sequence: int
 ) -> Iterator[tuple[Batch, list[Unit]]]:
     embeddings = store.embeddings(unit)
     positions, _ = mrope_positions([unit.span], position)

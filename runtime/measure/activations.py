@@ -1,0 +1,113 @@
+"""Sums of squares of every matrix product's input, while a model runs.
+
+What llama.cpp's tools/imatrix collects (`IMatrixCollector::collect_imatrix`), for the decoder and for the
+image encoder alike. Small batches count too: a question after a picture is a small batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.imatrix import Entry
+from qvl.runtime.vision.qwen2_vl import GELU_SCALE
+
+_PRODUCT: Final = b"MUL_MAT"
+_QKV: Final = "attn_qkv.weight"
+
+
+class InputSums:
+    """An observer of graphs that adds up squares of the inputs of named weights.
+
+    Attributes:
+        entries: by the weight's name, as the graph has it.
+        paused: see nothing for now.
+    """
+
+    def __init__(self, kept: Callable[[str], bool]) -> None:
+        """kept: which weights, by name."""
+        self.entries: dict[str, Entry] = {}
+        self.paused = False
+        self._kept = lru_cache(maxsize=None)(kept)
+
+    def wants(self, node: int) -> bool:
+        if self.paused:
+            return False
+        struct = ggml.tensor(node)
+        if not _is_product(struct.op, node) or ggml.tensor(struct.src[1]).type != ggml.Type.F32:
+            return False
+        return self._kept(_name(struct.src[0]))
+
+    def flush(self) -> dict[str, Entry]:
+        """What has been added up, which begins anew."""
+        entries, self.entries = self.entries, {}
+        return entries
+
+    def take(self, node: int) -> None:
+        source = ggml.tensor(node).src
+        values = _rows(source[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            entry = Entry(np.einsum("ij,ij->j", values, values).astype(np.float64), len(values))
+        name = _name(source[0])
+        self.entries[name] = self.entries[name] + entry if name in self.entries else entry
+
+
+def in_decoder(name: str) -> bool:
+    """Weights of the decoder's layers; llama-imatrix leaves the head out as well."""
+    return name.startswith("blk.") and name.endswith(".weight")
+
+
+def in_decoder_or_head(name: str) -> bool:
+    """The head as well, which is the embedding's matrix where these are tied."""
+    return in_decoder(name) or name in ("output.weight", "token_embd.weight")
+
+
+def in_encoder(name: str) -> bool:
+    """Weights of the image encoder that are ever quantized."""
+    return name.startswith(("v.blk.", "mm.")) and name.endswith(".weight")
+
+
+def as_stored(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The encoder's statistics by the names of its file, and for activations of their true size.
+
+    In the graph, q, k and v can be one matrix, and the blocks' activations are GELU_SCALE times as large.
+    """
+    stored = {}
+    for name, entry in entries.items():
+        if name.startswith("v.blk."):
+            entry = Entry(entry.sums / GELU_SCALE**2, entry.count)
+        if name.endswith(_QKV):
+            stored.update({name.replace("attn_qkv", f"attn_{x}"): entry for x in "qkv"})
+        else:
+            stored[name] = entry
+    return stored
+
+
+_codes: Final[dict[int, bool]] = {}
+
+
+def _is_product(op: int, node: int) -> bool:
+    if op not in _codes:
+        _codes[op] = ggml.lib().ggml_op_desc(node) == _PRODUCT
+    return _codes[op]
+
+
+def _name(tensor: int) -> str:
+    """A weight's own name: a scheduler calls its copy on another device `DEVICE#NAME#NUMBER`."""
+    name: str = ggml.tensor(tensor).name.decode("utf-8", "replace")
+    return name.split("#")[1] if name.count("#") >= 2 else name
+
+
+def _rows(pointer: int) -> NDArray[np.float32]:
+    """A tensor's values as [rows, columns], whatever its strides and wherever it lies."""
+    struct = ggml.tensor(pointer)
+    data = np.empty(ggml.lib().ggml_nbytes(pointer), np.uint8)
+    ggml.lib().ggml_backend_tensor_get(pointer, data.ctypes.data, 0, data.nbytes)
+    shape, strides = tuple(reversed(struct.ne)), tuple(reversed(struct.nb))
+    values = np.ndarray(shape, np.float32, data.data, strides=strides)
+    return values.reshape(-1, shape[-1])

@@ -1,0 +1,173 @@
+"""Making an importance matrix: a model runs on pictures and text, and its activations are added up.
+
+For a picture, the model first replies; then picture, question and reply run once more through everything,
+and are counted. Text runs in pieces of some hundred tokens, as with llama-imatrix.
+
+The file is whole at any time: it is written anew every few prompts, and knows how many it has seen, so that
+a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from qvl.runtime.errors import FormatError, InputError, OutputError
+from qvl.runtime.find import ModelFiles
+from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+from qvl.runtime.measure.activations import InputSums, as_stored, in_decoder, in_decoder_or_head, in_encoder
+from qvl.runtime.measure.pair import Pair
+from qvl.runtime.measure.samples import Sample
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with prompts done, prompts in all, and the name of the one done."""
+
+CHUNK: Final = 512
+_PLAN, _DONE = "qvl.imatrix.plan", "qvl.imatrix.prompts_done"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+        samples: pictures and questions.
+        text: tokens are counted in pieces of `chunk`.
+        reply_tokens: longest reply to a sample; 0 counts the question alone.
+        head: count the inputs of the output matrix too.
+    """
+
+    samples: tuple[Sample, ...] = ()
+    text: str = ""
+    text_name: str = "text"
+    reply_tokens: int = 64
+    chunk: int = CHUNK
+    head: bool = False
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        pictures = {str(Path(s.image).parent.name) for s in self.samples if isinstance(s.image, str | Path)}
+        return (*sorted(pictures), *([self.text_name] if self.text else []))
+
+
+def calibrate(
+    files: ModelFiles,
+    plan: Plan,
+    out: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    n_ctx: int = 4096,
+    save_every: int = 16,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Imatrix:
+    """Run a plan and write its importance matrix; if it was stopped before, run the rest of it.
+
+    Args:
+        files: the model, best in f16 or bf16.
+        out: the file to write, or to continue.
+        save_every: prompts between two writes.
+        force: begin anew, whatever is there.
+        progress: may raise, which stops; what is done until then is in the file.
+
+    Raises:
+        InputError: nothing to run, or a prompt that does not fit n_ctx.
+        OutputError: the file is of another run, or cannot be written.
+        ImageError: a picture cannot be read.
+    """
+    sums = InputSums(in_decoder_or_head if plan.head else in_decoder)
+    with Pair(files, n_ctx=max(n_ctx, plan.chunk), device=device, threads=threads, observer=sums) as pair:
+        pieces = _pieces(pair.text.vocab.tokenize(plan.text), plan.chunk)
+        total = len(plan.samples) + len(pieces)
+        if total == 0:
+            raise InputError("nothing to calibrate on", hint="give pictures (--images) or text (--text)")
+        digest = _digest(files, plan)
+        state = _begin(out, digest, total, plan, force)
+        saved = done = int(state.extra[_DONE])
+        try:
+            for name, seen in _run(pair, sums, plan, pieces, done):
+                done += 1
+                state = _add(state, seen, done)
+                if done - saved >= save_every and done < total:
+                    write_imatrix(out, state)
+                    saved = done
+                if progress is not None:
+                    progress(done, total, name)
+        finally:
+            if done > saved:
+                write_imatrix(out, state)
+    return state
+
+
+def _run(
+    pair: Pair, sums: InputSums, plan: Plan, pieces: Sequence[Sequence[int]], skip: int
+) -> Iterator[tuple[str, Mapping[str, Entry]]]:
+    """Each prompt's name and what it added."""
+    seen = InputSums(in_encoder)
+    if pair.vision is not None:
+        pair.vision.observer = seen
+    for sample in plan.samples[skip:]:
+        question = pair.read(sample)
+        vectors = pair.encode(question)
+        sums.paused = True
+        room = min(plan.reply_tokens, pair.decoder.n_ctx - question.n_cells)
+        reply = pair.greedy(question.units, vectors, room) if room > 0 else []
+        sums.paused = False
+        pair.decoder.run([*question.units, *reply], vectors)
+        yield sample.name, sums.flush() | as_stored(seen.flush())
+    for i, piece in enumerate(pieces):
+        if i + len(plan.samples) >= skip:
+            pair.decoder.run(piece, {})
+            yield f"text {i + 1}", sums.flush()
+
+
+def _begin(out: Path, digest: str, total: int, plan: Plan, force: bool) -> Imatrix:
+    new = Imatrix({}, plan.datasets, 0, plan.chunk, {_PLAN: digest, _DONE: 0})
+    if force or not out.exists():
+        return new
+    try:
+        found = read_imatrix(out)
+    except FormatError:
+        found = new
+    if found.extra.get(_PLAN) != digest or found is new:
+        raise OutputError(
+            f"{out}: exists, and is not a part of this run",
+            hint="use --force to overwrite it, or another name",
+        )
+    if int(found.extra.get(_DONE, 0)) >= total:
+        raise OutputError(f"{out}: exists and is complete", hint="use --force to make it anew")
+    return found
+
+
+def _add(state: Imatrix, seen: Mapping[str, Entry], done: int) -> Imatrix:
+    for name, entry in seen.items():
+        if not np.isfinite(entry.sums).all():
+            raise InputError(
+                f"{name}: inputs that are not finite",
+                hint="the model's weights are damaged, or overflow in this type: try bf16 or f32",
+            )
+    entries = dict(state.entries)
+    for name, entry in seen.items():
+        entries[name] = entries[name] + entry if name in entries else entry
+    return replace(state, entries=entries, chunks=done, extra={**state.extra, _DONE: done})
+
+
+def _pieces(tokens: Sequence[int], chunk: int) -> list[list[int]]:
+    return [list(tokens[i : i + chunk]) for i in range(0, len(tokens), chunk)]
+
+
+def _digest(files: ModelFiles, plan: Plan) -> str:
+    """What must be the same for a run to go on: the model, the prompts, the settings."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in (files.text, files.mmproj):
+        digest.update(f"{path and (path.name, path.stat().st_size)}\n".encode())
+    for sample in plan.samples:
+        digest.update(f"{sample.image}\n{sample.prompt}\n".encode())
+    digest.update(f"{plan.text}\n{plan.reply_tokens} {plan.chunk} {plan.head}".encode())
+    return digest.hexdigest()

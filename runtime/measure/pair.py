@@ -1,0 +1,174 @@
+"""A text GGUF and its mmproj, opened to be measured: every step by itself, nothing remembered between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.embeddings import source_key
+from qvl.runtime.errors import GGUFError, InputError
+from qvl.runtime.find import ModelFiles, find_model
+from qvl.runtime.ggml.graph import Observer
+from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.measure.decoder import Decoder, Vectors
+from qvl.runtime.measure.samples import Sample
+from qvl.runtime.positions import VisionSpan
+from qvl.runtime.prompt import ChatTemplate, TextChunk
+from qvl.runtime.tokens import Unit, VisionUnit, n_cells
+from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.image import open_image
+from qvl.runtime.vision.preprocess import Patches
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sample as it stands in the KV cache.
+
+    Attributes:
+        patches: by the key of their vision unit.
+    """
+
+    sample: Sample
+    units: tuple[Unit, ...]
+    patches: dict[str, Patches] = field(default_factory=dict)
+
+    @property
+    def n_cells(self) -> int:
+        return n_cells(self.units)
+
+
+class Subject(Protocol):
+    """What can be compared: a pair of files, or another program's model."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def encode(self, question: Question) -> Vectors:
+        """Embeddings of the question's pictures."""
+
+    def greedy(self, units: Sequence[Unit], vectors: Vectors, max_tokens: int) -> list[int]:
+        """The likeliest reply, with its end token."""
+
+    def logits(self, units: Sequence[Unit], vectors: Vectors, reply: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(reply), n_vocab]: what is said of each token of the reply."""
+
+
+class Pair:
+    """A decoder and, where there is one, an image encoder. Use as a context manager, or call `close`.
+
+    Args:
+        files: the two files.
+        n_ctx: cells for a prompt with its reply.
+        observer: is shown the nodes of the decoder's graph.
+
+    Raises:
+        GGUFError: a damaged file, or two that do not belong together.
+        BackendError: no such device, or too little memory.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        n_ctx: int = 4096,
+        device: str = "auto",
+        threads: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.files = files
+        self.vision: VisionEncoder | None = None
+        self.text = LlamaModel(files.text, device=device)
+        try:
+            if files.mmproj is not None:
+                self.vision = VisionEncoder(files.mmproj, device=device, threads=threads)
+                self._check_width(self.vision)
+            self.template = ChatTemplate(self.text.vocab, self.text.metadata.get("tokenizer.chat_template"))
+            self.decoder = Decoder(self.text, n_ctx=n_ctx, threads=threads, observer=observer)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path | None, mmproj: str | Path | None = None, **options: object) -> Pair:
+        """The pair that a path stands for; see `find_model`."""
+        return cls(find_model(path, mmproj), **options)  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        """The names of both files."""
+        return " + ".join(p.name for p in (self.files.text, self.files.mmproj) if p is not None)
+
+    def read(self, sample: Sample) -> Question:
+        """A sample's prompt, and its picture cut into patches.
+
+        Raises:
+            ImageError: the picture cannot be read.
+            InputError: it does not fit the context.
+        """
+        units: list[Unit] = []
+        patches: dict[str, Patches] = {}
+        for chunk in self.template.render(sample.messages):
+            if isinstance(chunk, TextChunk):
+                units.extend(chunk.tokens)
+                continue
+            if self.vision is None:
+                raise InputError(f"{self.files.text}: has no mmproj, so that no picture can be shown to it")
+            key = source_key(chunk)
+            patches[key] = self.vision.preprocessor.image(open_image(chunk.source))
+            t, h, w = patches[key].grid_thw
+            merge = self.vision.preprocessor.merge_size
+            units.append(VisionUnit(key, VisionSpan(t, h // merge, w // merge)))
+        question = Question(sample, tuple(units), patches)
+        if question.n_cells >= self.decoder.n_ctx:
+            raise InputError(
+                f"{sample.name}: takes {question.n_cells} tokens of a context of {self.decoder.n_ctx}",
+                hint="use smaller pictures, or a larger context (--ctx-size)",
+            )
+        return question
+
+    def encode(self, question: Question) -> Vectors:
+        """Embeddings of the question's pictures by key."""
+        if self.vision is None or not question.patches:
+            return {}
+        made = self.vision.encode_patches(list(question.patches.values()))
+        return {key: e.embeddings for key, e in zip(question.patches, made, strict=True)}
+
+    def greedy(self, units: Sequence[Unit], vectors: Vectors, max_tokens: int) -> list[int]:
+        """See `Decoder.greedy`."""
+        return self.decoder.greedy(units, vectors, max_tokens)
+
+    def logits(self, units: Sequence[Unit], vectors: Vectors, reply: Sequence[int]) -> NDArray[np.float32]:
+        """See `Decoder.logits`."""
+        return self.decoder.logits(units, vectors, reply)
+
+    def close(self) -> None:
+        """Free everything."""
+        with suppress(AttributeError):
+            self.decoder.close()
+        if self.vision is not None:
+            self.vision.close()
+            self.vision = None
+        self.text.close()
+
+    def _check_width(self, vision: VisionEncoder) -> None:
+        if vision.n_embd != self.text.hparams.n_embd:
+            raise GGUFError(
+                f"{vision.path}: gives embeddings {vision.n_embd} wide, expected {self.text.hparams.n_embd}",
+                hint="the mmproj belongs to another model",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

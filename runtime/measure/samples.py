@@ -1,0 +1,136 @@
+"""What models are measured and calibrated on: pictures with questions, and text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.runtime.errors import InputError
+
+QUESTIONS: Final = (
+    "Describe this image.",
+    "What is in this picture?",
+    "Read the text in the image.",
+    "How many things are there?",
+    "What colors do you see?",
+)
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question, about a picture or about nothing.
+
+    Attributes:
+        image: anything `open_image` takes, or None.
+    """
+
+    prompt: str
+    image: Any = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation: one user turn."""
+        picture = [] if self.image is None else [{"type": "image", "image": self.image}]
+        return [{"role": "user", "content": [*picture, {"type": "text", "text": self.prompt}]}]
+
+    @property
+    def name(self) -> str:
+        """For people: the picture's file name and the question."""
+        picture = f"{Path(self.image).name}: " if isinstance(self.image, str | Path) else ""
+        return f"{picture}{self.prompt}"
+
+
+def load_samples(
+    images: Path | None = None, prompts: Path | None = None, limit: int | None = None
+) -> list[Sample]:
+    """Samples of a folder and a file.
+
+    Args:
+        images: a folder of pictures, or one picture; the sample pictures of qvl by default.
+        prompts: a text file with a question a line, asked in turn; or JSON lines `{"prompt", "image"}`, whose
+            pictures are named relative to `images`, or to the file where that is not given.
+        limit: at most so many samples.
+
+    Raises:
+        InputError: nothing to ask, or a file that cannot be read.
+    """
+    lines = list(QUESTIONS) if prompts is None else _lines(prompts)
+    if prompts is not None and lines[0].startswith("{"):
+        folder = images if images is not None else prompts.parent
+        return [_sample(prompts, i, line, folder) for i, line in enumerate(lines, 1)][:limit]
+    own = lines if prompts is not None or images is not None else None
+    pictures = find_pictures(images if images is not None else sample_pictures())
+    asked = _sidecars(pictures, own)
+    if prompts is not None and len(lines) > len(pictures):
+        asked = [(pictures[i % len(pictures)], line) for i, line in enumerate(lines)]
+    return [Sample(prompt, picture) for picture, prompt in asked][:limit]
+
+
+def find_pictures(place: Path) -> list[Path]:
+    """Picture files of a folder and those below it, in order of name; or the one named.
+
+    Raises:
+        InputError: there are none.
+    """
+    place = place.expanduser()
+    if place.is_file():
+        return [place]
+    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES) if place.is_dir() else []
+    if not found:
+        raise InputError(f"{place}: no pictures", hint="name a folder with PNG or JPEG files (--images)")
+    return found
+
+
+def sample_pictures() -> Path:
+    """The folder of pictures that comes with qvl.
+
+    Raises:
+        InputError: this installation has none.
+    """
+    spec = find_spec("qvl.models")
+    for place in (spec and spec.submodule_search_locations) or ():
+        folder = Path(place) / "samples"
+        if folder.is_dir():
+            return folder
+    raise InputError("this installation has no sample pictures", hint="name a folder with --images")
+
+
+def _sidecars(pictures: Sequence[Path], lines: Sequence[str] | None) -> list[tuple[Path, str]]:
+    """Pictures with their questions: what prompts.json beside them asks, or the lines in turn."""
+    if lines is None:
+        file = pictures[0].parent / "prompts.json"
+        if file.is_file():
+            listed = json.loads(file.read_text(encoding="utf-8"))
+            return [(file.parent / name, prompt) for name, prompts in listed.items() for prompt in prompts]
+        lines = QUESTIONS
+    return [(picture, lines[i % len(lines)]) for i, picture in enumerate(pictures)]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(
+            f"{path}: cannot be read: {e}", hint="expected a text file, a question a line"
+        ) from e
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f"{path}: is empty", hint="expected a question a line")
+    return lines
+
+
+def _sample(path: Path, number: int, line: str, folder: Path) -> Sample:
+    try:
+        record = json.loads(line)
+        prompt, image = record["prompt"], record.get("image")
+    except (ValueError, KeyError, AttributeError) as e:
+        raise InputError(
+            f"{path}, line {number}: not what was expected: {line:.60}",
+            hint='every line like {"image": "a.png", "prompt": "What is this?"}',
+        ) from e
+    return Sample(str(prompt), None if image is None else folder / image)
