@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,7 +91,9 @@ def chat(
     )
     sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
     with open_model(model_options, out) as loaded:
-        conversation = Conversation(loaded, sampling, system, grammar, number_images=number_images)
+        conversation = Conversation(
+            loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
+        )
         repl = Repl(conversation, out, as_json=json)
         if saved:
             repl.restore(saved, sampling)
@@ -107,6 +110,10 @@ def chat(
         finally:
             conversation.close()
     return 0
+
+
+def _say_dropped(out: Output, n_messages: int) -> None:
+    out.note(f"(the context is full: the oldest {n_messages} messages are no longer read)")
 
 
 def _question(prompt: str | None) -> str | None:

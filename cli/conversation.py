@@ -34,6 +34,7 @@ class Conversation:
         messages: finished turns, user and assistant in turns; the system prompt is kept apart.
         pending: what goes into the next message, before its text.
         reply: the last reply, or None.
+        on_drop: called with a number of messages when the context is full and the oldest are left out.
         boxes: what the last reply points at.
         problems: what was wrong with its boxes, in words.
     """
@@ -46,11 +47,13 @@ class Conversation:
     pending: list[Attachment] = field(default_factory=list)
     number_images: bool = False
     reply: Reply | None = None
+    on_drop: Callable[[int], None] | None = None
     boxes: list[Box] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._session: Session = self.model.session()
+        self._session.on_drop = self.on_drop
         self._eager = Background()
 
     @property
@@ -260,7 +263,7 @@ class Background:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
-        self._error: QvlError | None = None
+        self._error: Exception | None = None
         self._progress: Progress | None = None
 
     def start(self, work: Callable[[threading.Event, Progress], Any]) -> None:
@@ -274,7 +277,7 @@ class Background:
                 work(cancel, self._report)
             except Cancelled:
                 return
-            except QvlError as e:
+            except Exception as e:
                 self._error = e
 
         self._thread = threading.Thread(target=run, name="look-ahead", daemon=True)
@@ -298,7 +301,7 @@ class Background:
         """Wait for the end, and show from here on how far it is.
 
         Raises:
-            QvlError: what the work has raised.
+            Exception: what the work has raised.
         """
         self._progress = progress
         self._join()

@@ -63,6 +63,8 @@ def run(args: list[str] | None = None) -> int:
     try:
         code = app(args=args, prog_name="qvl", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            out.note("interrupted")
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort, Cancelled):
         out.note("interrupted")

@@ -16,7 +16,6 @@ from qvl.runtime.errors import ImageError, InputError, OutputError, QvlError
 
 PROMPT: Final = ">>> "
 _BAR_AFTER: Final = 0.5
-_STAGES: Final = {"encode": "looking", "prefill": "reading"}
 
 
 class Repl:
@@ -95,9 +94,7 @@ class Repl:
         written = False
         try:
             with self.out.progress("", "%", delay=_BAR_AFTER) as bar:
-                for piece in self.conversation.ask(
-                    text, lambda stage, share: bar(share, 1.0, _STAGES[stage])
-                ):
+                for piece in self.conversation.ask(text, lambda *at: bar(at[1], 1.0, self._stage(*at))):
                     bar.close()
                     if not self.as_json:
                         self.out.write(piece)
@@ -113,6 +110,13 @@ class Repl:
             self.out.warn(problem)
         if self.out.verbose:
             self.show_stats()
+
+    def _stage(self, stage: str, share: float) -> str:
+        """What the model is at, in words."""
+        if stage != "encode":
+            return "reading"
+        n_layer = self.conversation.model.vision.config.n_layer
+        return f"looking, layer {min(n_layer, round(share * n_layer) + 1)} of {n_layer}"
 
     def restore(self, saved: sessions.Saved, given: SamplingOptions | None = None) -> None:
         """Go on with a saved conversation, showing what was said last."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from qvl.runtime.errors import BackendError, GGUFError
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
+from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.header import TextHparams, check_text_file
 from qvl.runtime.llama.vocab import Vocab
@@ -105,11 +106,16 @@ class LlamaModel:
                     progress(fraction)
             except BaseException as e:
                 raised.append(e)
-            return not raised
+            return not (raised or interrupted())
 
         params.progress_callback = callback = c.llama_progress_callback(report)
         complaints()
-        handle = c.llama_model_load_from_file(os.fsencode(self.path), params)
+        handle = None
+        try:
+            with held_interrupts() as interrupted:
+                handle = c.llama_model_load_from_file(os.fsencode(self.path), params)
+        except KeyboardInterrupt as e:
+            raised.append(e)
         del callback
         if raised:
             if handle:
