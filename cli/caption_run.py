@@ -154,7 +154,8 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # After a Ctrl-C the program is leaving; one that comes late must not cut that short.
+            signal.signal(number, signal.SIG_IGN if stop.soon else handler)
 
 
 class _Report:

@@ -1,0 +1,185 @@
+"""`qvl caption` as a program, on the tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qvl.cli.main import run
+from qvl.convert import Converted
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Qvl: TypeAlias = Callable[..., Outcome]
+Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(1)
+    for i in range(6):
+        Image.fromarray(noise.integers(0, 256, (56, 56, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def flags(tiny_model: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What names the model, in a temporary folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return ["-m", str(tiny_model.text), "--mmproj", str(tiny_model.mmproj), "-n", "6", "--temp", "0"]
+
+
+@pytest.fixture
+def qvl(flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Qvl:
+    """Runs `qvl caption ARGUMENTS` in this process."""
+
+    def call(*arguments: object, stdin: str = "") -> Outcome:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = run(["caption", *map(str, arguments), *flags])
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def start(flags: list[str]) -> Start:
+    """Starts `qvl caption ARGUMENTS` as a process of its own."""
+
+    def call(*arguments: object, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "qvl.cli", "caption", *map(str, arguments), *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe, preexec_fn=before)
+
+    return call
+
+
+def test_stdout_has_the_records_and_nothing_else(qvl: Qvl, photos: Path) -> None:
+    done = qvl(photos, "--prefix", "photo: ", "--trigger", "sks")
+    assert done.returncode == 0
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 6
+    assert all(record["caption"].startswith("sks, photo: ") for record in records)
+    assert "6 captioned" in done.stderr
+
+
+def test_failures_are_records_and_exit_1(qvl: Qvl, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    done = qvl("bad.png", photos / "1.png", "gone.png", "-o", "out.jsonl", "-q")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    records = {r["path"]: r for r in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
+    assert "found text" in records["bad.png"]["error"]
+    assert "no such file" in records["gone.png"]["error"]
+    assert isinstance(records[str(photos / "1.png")]["caption"], str)
+    again = qvl("bad.png", photos / "1.png", "gone.png", "-o", "out.jsonl")
+    assert again.returncode == 1
+    assert "3 were done before, 2 of them failed then" in again.stderr
+
+
+def test_lists_csv_and_mirrored_sidecars(qvl: Qvl, photos: Path, tmp_path: Path) -> None:
+    done = qvl("-", "-o", "out.csv", stdin=f"{photos}/1.png\n{photos}/2.png\n")
+    assert done.returncode == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) >= 3
+    assert qvl(photos, "--out-dir", "texts", "--sidecar", ".caption").returncode == 0
+    assert sorted(p.name for p in (tmp_path / "texts").glob("*.caption")) == [
+        f"{i}.caption" for i in range(6)
+    ]
+
+
+def test_changed_settings_are_refused_by_name(qvl: Qvl, photos: Path) -> None:
+    assert qvl(photos, "-o", "out.jsonl").returncode == 0
+    done = qvl(photos, "-o", "out.jsonl", "-p", "Name the colours.")
+    assert done.returncode == 1
+    assert "prompt: 'Describe this image.' → 'Name the colours.'" in done.stderr
+    assert "hint: --overwrite" in done.stderr
+    assert qvl(photos, "-o", "out.jsonl", "-p", "Name the colours.", "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--append", "--prepend"], "--append and --prepend, expected one"),
+        (["--append"], "--append needs a file of captions"),
+        (["--parallel", "many"], "--parallel is 'many'"),
+        (["-p", "{subject}"], "{subject}, which is not known"),
+        (["--vars", "gone.csv"], "gone.csv: cannot be read as CSV"),
+        (["--schema", "gone.json"], "gone.json: cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    qvl: Qvl, photos: Path, arguments: list[str], complaint: str
+) -> None:
+    done = qvl(photos, *arguments)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(out: Path, n_lines: int) -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until and (not out.exists() or out.read_bytes().count(b"\n") < n_lines):
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_a_good_file(qvl: Qvl, start: Start, tmp_path: Path, times: int) -> None:
+    noise = np.random.default_rng(2)
+    (tmp_path / "in").mkdir()
+    for i in range(150):
+        Image.fromarray(noise.integers(0, 256, (56, 56, 3), np.uint8)).save(tmp_path / "in" / f"{i:03}.png")
+    arguments = ("in", "-o", "out.jsonl", "--parallel", "2", "--start-with", "A")
+    process = start(*arguments)
+    wait_for(tmp_path / "out.jsonl", 3)
+    second = qvl(*arguments)  # while the first one runs
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert 3 <= len([json.loads(line) for line in lines]) < 150
+    assert second.returncode == 1
+    assert "another run is writing to it" in second.stderr
+    assert qvl(*arguments).returncode == 0
+    paths = [json.loads(line)["path"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sorted(paths) == [f"in/{i:03}.png" for i in range(150)]
+
+
+def test_a_full_disk_stops_the_run_and_space_resumes_it(
+    qvl: Qvl, start: Start, photos: Path, tmp_path: Path
+) -> None:
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
+    process = start(photos, "-o", "out.jsonl", "--parallel", "1", before=little_room)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "out.jsonl: the disk is full" in said
+    assert "run the same command again" in said
+    n = len([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()])
+    assert 0 < n < 6
+    assert (tmp_path / "out.jsonl").stat().st_size < 1500
+    again = qvl(photos, "-o", "out.jsonl", "--parallel", "1")
+    assert again.returncode == 0
+    assert f"{6 - n} captioned, {n} were done before" in again.stderr
