@@ -11,23 +11,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from qvl.runtime.caption.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind
 from qvl.runtime.errors import ImageError, InputError, VideoError
-
-Kind = Literal["image", "video"]
-
-IMAGE_SUFFIXES: Final = frozenset(
-    f".{name}"
-    for name in (
-        *("avif", "bmp", "dib", "gif", "heic", "heif", "ico", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("pbm", "pcx", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
-    )
-)
-VIDEO_SUFFIXES: Final = frozenset(
-    f".{name}" for name in ("avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ogv", "ts", "webm", "wmv")
-)
 
 # One argument: a quoted string, or a run in which a backslash keeps the next character.
 _ARGUMENT: Final = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|((?:\\.|[^\s\\])+)""")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.cli import sessions
-from qvl.cli.attachments import Kind, attach, split_paths
+from qvl.cli.attachments import attach, split_paths
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import format_table
+from qvl.runtime.caption.inputs import Kind
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:

@@ -37,9 +37,11 @@ def test_it_has_commands() -> None:
     assert len(COMMANDS) > 5
 
 
-@pytest.mark.parametrize("heading", ["Convert", "Chat"])
+@pytest.mark.parametrize("heading", ["Convert", "Chat", "Caption"])
 def test_its_tables_list_every_option(heading: str) -> None:
     section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    if heading == "Caption":
+        section += README.split("\n## Chat\n")[1].split("\n## ")[0]
     listed = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section))
     options = re.findall(r"^  (-.*?)(?:  |$)", help_of(heading.lower()), re.M)
     rare = {"--help", "--name", "--revision", "--json", "--quiet", "--threads"}
