@@ -46,7 +46,10 @@ class Teacher:
         end = self.packer.encode("<|im_end|>")[0]
         at = int((x["segment"] > 0).sum()) - 2  # the last token is the end that nobody said yet
         said: list[int] = []
-        x["segment"][0, 0], x["pos"][0, 0] = 1, x["pos"][0, 0, 0] + torch.arange(shape.length)
+        room = at + 1 + limit
+        x["ids"] = torch.cat((x["ids"], torch.zeros(1, 1, limit, dtype=torch.long)), -1)[:, :, :room]
+        x["segment"] = torch.ones_like(x["ids"])
+        x["pos"] = x["pos"][:, :, :1] + torch.arange(x["ids"].shape[-1])
         while len(said) < limit:
             hidden = self.model(x, seen)[0][0, 0, at]
             token = int((self.model.model.embed_tokens.weight @ hidden).argmax())

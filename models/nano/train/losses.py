@@ -64,6 +64,14 @@ def dense_loss(
     logits = aux.place(states).float()
     parts["row"] = 0.5 * F.cross_entropy(logits[:, :13], row.flatten()[flat])
     parts["col"] = 0.5 * F.cross_entropy(logits[:, 13:], col.flatten()[flat])
+    accuracy["row"] = float((logits[:, :13].argmax(-1) == row.flatten()[flat]).float().mean())
+    accuracy["col"] = float((logits[:, 13:].argmax(-1) == col.flatten()[flat]).float().mean())
+    ends = x["spans"][..., 0] > 0  # the token that closes a picture tells the size of its grid
+    if bool(ends.any()):
+        logits, size = aux.size(aux.norm(middle[ends])).float(), x["spans"][ends]
+        parts["size"] = 0.3 * sum(F.cross_entropy(logits[:, a : a + 13], size[:, a // 13]) for a in (0, 13))
+        accuracy["high"] = float((logits[:, :13].argmax(-1) == size[:, 0]).float().mean())
+        accuracy["wide"] = float((logits[:, 13:].argmax(-1) == size[:, 1]).float().mean())
     inside = shown.flatten()[flat]
     if bool(inside.any()):
         goal = x["box"].flatten(0, 1)[flat][inside] / 4

@@ -265,6 +265,7 @@ class Aux(nn.Module):
         self.place = nn.Linear(d, 26)
         self.absolute = nn.Linear(d, 4)
         self.corners = nn.Linear(d, 4)
+        self.size = nn.Linear(d, 26)
 
 
 class Nano(nn.Module):

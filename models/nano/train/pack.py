@@ -75,6 +75,7 @@ class Packer:
             "prefix_ids": np.full((b, p), self.pad, np.int64),
             "prefix_pos": np.zeros((3, b, p), np.int64),
             "prefix_valid": np.zeros((b, p), bool),
+            "spans": np.zeros((b, p, 2), np.int64),
             "vision_index": np.full((b, p), -1, np.int64),
             "ids": np.full((b, s, n), self.pad, np.int64),
             "pos": np.zeros((b, s, n), np.int64),
@@ -86,6 +87,13 @@ class Packer:
         for i, sample in enumerate(samples):
             self._prefix(out, i, sample, shape)
             self._slots(out, i, sample, shape, tasks)
+        prefix, length = out["prefix_valid"].sum(1).max(), (out["segment"] > 0).sum(2).max()
+        for name in out:  # nothing is spent on room that no sample needs
+            if name in ("prefix_ids", "prefix_valid", "vision_index", "spans"):
+                out[name] = out[name][:, :prefix]
+            elif name in ("ids", "pos", "segment", "labels", "task", "corners"):
+                out[name] = out[name][:, :, :length]
+        out["prefix_pos"] = out["prefix_pos"][:, :, :prefix]
         return out
 
     def _frame(self, out: dict[str, np.ndarray], row: int, frame: Frame) -> tuple[int, int]:
@@ -134,6 +142,7 @@ class Packer:
                 row += 1
             at += max(len(span), h, w)
             text("<|vision_end|>")
+            out["spans"][i, len(ids) - 1] = h, w
         n = len(ids)
         if n > shape.prefix:
             raise ValueError(f"prefix of {n} tokens, room for {shape.prefix}")

@@ -24,6 +24,7 @@ FONTS = (
 )
 CHARS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
+ORDINALS = ("first", "second", "third", "fourth")
 READ = (
     "Read the text.",
     "What does it say?",
@@ -136,8 +137,13 @@ def describe_page(rng: np.random.Generator, page: Page) -> Answer:
 
 def spell_at(rng: np.random.Generator, page: Page) -> Answer:
     """The first or last character, or how many lines: cheap questions that teach where to look."""
-    kind = int(rng.integers(3))
+    kind = int(rng.integers(5))
     what = "digit" if page.digits else "letter"
+    if kind == 3:
+        return "Read the last line.", page.lines[-1]
+    if kind == 4:
+        n = int(rng.integers(min(4, len(page.lines[0]))))
+        return f"What is the {ORDINALS[n]} {what}?", page.lines[0][n]
     if kind == 0:
         return f"What is the first {what}?", page.lines[0][0]
     if kind == 1:

@@ -37,11 +37,11 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 INPUTS = (
     "kind", "colour", "char", "box", "shown", "prefix_ids", "prefix_pos", "prefix_valid", "vision_index",
-    "ids", "pos", "segment", "labels", "corners", "grid", "patches", "second",
+    "ids", "pos", "segment", "labels", "corners", "spans", "grid", "patches", "second",
 )  # fmt: skip
 
 
-TARGETS = ("labels", "weight", "corners", "box", "shown", "kind", "colour", "char")
+TARGETS = ("labels", "weight", "corners", "spans", "box", "shown", "kind", "colour", "char")
 
 
 def tensors(arrays: dict[str, np.ndarray], video: bool) -> dict[str, Tensor]:

@@ -106,7 +106,8 @@ def page_sample(rng: np.random.Generator, stage: Stage) -> Sample:
     page = sample_page(rng, bool(rng.random() >= stage.words), stage.read_level if rng.random() < 0.75 else 1)
     name = "read" if page.digits else "read_words"
     asked = [(name, read(rng, page)), (name, read(rng, page)), ("describe_page", describe_page(rng, page))]
-    asked.append(("spell", spell_at(rng, page)))
+    spelled = {spell_at(rng, page) for _ in range(5)}
+    asked += [("spell", answer) for answer in sorted(spelled)]
     return _finish(rng, "image", (Frame(page.pixels, None, page.ids, page_things(page)),), asked)
 
 
