@@ -30,15 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
-from qvl.runtime.ggml.devices import default_threads
+from qvl.runtime.ggml.devices import cpu_device, default_threads
 from qvl.runtime.ggml.graph import Observer, eval_callback
-from qvl.runtime.ggml.library import Type
+from qvl.runtime.ggml.library import Type, row_size
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.model import LlamaModel
 
 KV_TYPES: Final = {"f16": Type.F16, "f32": Type.F32, "q8_0": Type.Q8_0}
-_MAX_SIZE: Final = 1 << 24
+_MAX_SIZE: Final = 1 << 22
 _POLL_SECONDS: Final = 0.05
 _WORKER_TOKENS: Final = 16  # a smaller batch is over before anybody could press Ctrl-C
 _NO_SLOT, _ABORTED = 1, 2  # llama_decode's positive results
@@ -84,7 +84,7 @@ class Context:
 
         Raises:
             InputError: a size out of bounds, or an unknown type.
-            BackendError: llama.cpp refused, for want of memory as a rule.
+            BackendError: the device has too little memory, or llama.cpp refused.
         """
         self.model = model
         self._c = c = llama()
@@ -98,6 +98,7 @@ class Context:
         self.n_outputs_max = max(n_outputs_max or n_seq_max, n_seq_max)
         self.n_seq_max = n_seq_max
         self.threads = threads or default_threads()
+        _check_memory(model, n_ctx, kv_type)
         # strlen(flag) is llama.cpp's abort callback: it runs for every node of the graph, where a Python
         # callback would cost more than the node. "" is 0, go on; "\1" is 1, stop.
         self._flag = ctypes.create_string_buffer(2)
@@ -313,6 +314,18 @@ def _wait(future: Future[int], abort: Callable[[], None], cancelled: Callable[[]
         except FutureTimeout:
             if cancelled is not None and cancelled():
                 abort()
+
+
+def _check_memory(model: LlamaModel, n_ctx: int, kv_type: str) -> None:
+    """llama.cpp writes to the whole cache at once: too large a one would bring the machine to its knees."""
+    device = model.devices[0] if model.devices else cpu_device()
+    needed = model.hparams.kv_bytes(n_ctx, row_size(KV_TYPES[kv_type], 256) / 256)
+    _, total = device.memory()
+    if needed > total > 0:
+        raise BackendError(
+            f"a context of {n_ctx} tokens takes {needed >> 20} MB, {device.name} has {total >> 20}",
+            hint="use a smaller context (--ctx-size)",
+        )
 
 
 def _libc_strlen() -> Any:

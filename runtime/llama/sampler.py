@@ -182,7 +182,7 @@ class Sampler:
     def _parse(self, grammar: str) -> Any:
         complaints()
         sampler = self._c.llama_sampler_init_grammar(self._vocab.handle, grammar.encode(), b"root")
-        if not sampler:
+        if not sampler or not grammar.strip():  # llama.cpp takes an empty one for no grammar
             reason = complaints() or "it has no rule root"
             raise InputError(f"the grammar cannot be parsed: {reason}", hint="it must be GBNF")
         return sampler
