@@ -73,7 +73,11 @@ def find_source(src: str | Path, *, revision: str | None = None, bars: bool = Fa
 def _download(repo: str, revision: str | None, bars: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     def failed(what: str, hint: str) -> DownloadError:
         return DownloadError(f"{repo}: {what}", hint=hint)

@@ -178,7 +178,7 @@ def test_names_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "src", ["no/such/folder", "nothing", "/a/b", "a//b", "../x/y", "https://huggingface.co/a/b", ""]
+    "src", ["no/such/folder", "nothing", "/a/b", "a//b", "../x/y", "https://hf.co/a/b", ""]
 )
 def test_what_is_neither_is_refused(src: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
