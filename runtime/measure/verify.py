@@ -86,6 +86,7 @@ def verify(
     reference: Pair,
     samples: Sequence[Sample],
     *,
+    subject: Subject | None = None,
     truth: Subject | None = None,
     max_tokens: int = 64,
     attribute: bool = True,
@@ -95,7 +96,8 @@ def verify(
 
     Args:
         reference: reads the samples; parts of the model are swapped into its files.
-        truth: what answers in the reference's place (the same weights in another program).
+        subject, truth: what answers in the model's and the reference's place: the same weights in another
+            program.
         max_tokens: longest reply.
         attribute: measure the parts too. Takes room for a copy of the reference's larger file, in the
             folder for temporary files.
@@ -108,13 +110,14 @@ def verify(
     _check_alike(model, reference)
     parts = [p for p in PARTS if p.file == "text" or model.vision is not None] if attribute else []
     with tempfile.TemporaryDirectory(prefix="qvl-verify-") as folder:
-        run = _Run(model, reference, truth or reference, Path(folder), progress, len(samples), len(parts))
+        run = _Run(model, reference, Path(folder), progress, len(samples) * (1 + len(parts)))
+        run.subject, run.truth = subject or model, truth or reference
         answered = [run.answer(i, reference.read(sample), max_tokens) for i, sample in enumerate(samples)]
         swapped = {part.name: run.swap(part, answered) for part in parts}
     detokenize = reference.text.vocab.detokenize
     together = run.together.result()
     return Report(
-        model.name,
+        run.subject.name,
         run.truth.name,
         run.vision.result() if run.vision.n_tokens else None,
         run.decoder.result(),
@@ -137,23 +140,18 @@ class _Answered:
 
 class _Run:
     def __init__(
-        self,
-        model: Pair,
-        reference: Pair,
-        truth: Subject,
-        folder: Path,
-        progress: Progress | None,
-        n_samples: int,
-        n_parts: int,
+        self, model: Pair, reference: Pair, folder: Path, progress: Progress | None, total: int
     ) -> None:
-        self.model, self.reference, self.truth = model, reference, truth
+        self.model, self.reference = model, reference
+        self.subject: Subject = model
+        self.truth: Subject = reference
         self.folder, self.progress = folder, progress
-        self.done, self.total = 0, n_samples * (1 + n_parts)
+        self.done, self.total = 0, total
         self.vision, self.decoder, self.together = VisionTally(), Tally(), Tally()
 
     def answer(self, i: int, question: Question, max_tokens: int) -> _Answered:
         """Let the reference answer, and the model say what it thinks of that."""
-        truth, model, units = self.truth, self.model, question.units
+        truth, model, units = self.truth, self.subject, question.units
         vectors = truth.encode(question)
         reply = truth.greedy(units, vectors, max_tokens)
         logits = truth.logits(units, vectors, reply)
