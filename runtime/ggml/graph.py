@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qvl.runtime.errors import BackendError, Cancelled
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, cpu_device
+from qvl.runtime.interrupt import held_interrupts
 
 ROPE_TYPE_VISION: Final = 24
 PREC_F32: Final = 10
@@ -53,6 +54,12 @@ def eval_callback(observer: Observer) -> Any:
         return True
 
     return ggml.EvalCallback(on_node)
+
+
+class KernelParams(ctypes.Structure):
+    """What every kernel of ours begins its userdata with."""
+
+    _fields_ = (("failed", ctypes.c_int32), ("scalar", ctypes.c_float), ("choice", ctypes.c_int32))
 
 
 class Tensor:
@@ -177,6 +184,7 @@ class Graph:
             raise BackendError(f"ggml cannot reserve {size} bytes for a graph", hint="free some memory")
         self.pointer = lib.ggml_new_graph_custom(self.context, max_nodes, False)
         self._n_nodes = 0
+        self._params: list[KernelParams] = []
 
     def op(self, name: str, *args: Any) -> Tensor:
         """The node made by the ggml function of that name; tensors are passed by their pointers."""
@@ -187,6 +195,32 @@ class Graph:
             )
         values = [a.pointer if isinstance(a, Tensor) else a for a in args]
         return Tensor(self, getattr(ggml.lib(), name)(self.context, *values))
+
+    def custom(
+        self,
+        kernel: int,
+        kind: ggml.Type,
+        shape: Sequence[int],
+        sources: Sequence[Tensor],
+        params: KernelParams,
+    ) -> Tensor:
+        """A node computed by a function of ours on the CPU (`ggml_custom_4d`).
+
+        Args:
+            kernel: address of a `ggml_custom_op_t`.
+            params: what it gets as userdata; kept as long as the graph.
+        """
+        array = (ctypes.c_void_p * len(sources))(*[t.pointer for t in sources])
+        self._params.append(params)
+        return self.op(
+            "ggml_custom_4d", int(kind), *_four(shape), ctypes.addressof(array), len(sources),
+            kernel, -1, ctypes.addressof(params),
+        )  # fmt: skip
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of our own kernels gave up in the last run, for want of memory."""
+        return any(params.failed for params in self._params)
 
     def input(self, kind: ggml.Type, *shape: int) -> Tensor:
         """A tensor to be filled before each run."""
@@ -276,6 +310,7 @@ class Runner:
         """
         lib = ggml.lib()
         stopped = False
+        interrupted: Callable[[], bool]
 
         def on_node(pointer: int, ask: bool, _: int) -> bool:
             nonlocal stopped
@@ -286,7 +321,7 @@ class Runner:
                 return watched or observed
             if observed and observer is not None:
                 observer.take(pointer)
-            if watched and watch is not None and not watch(name[1:].decode()):
+            if interrupted() or (watched and watch is not None and not watch(name[1:].decode())):
                 stopped = True
                 return False
             return True
@@ -294,10 +329,11 @@ class Runner:
         self._watcher = ggml.EvalCallback(on_node) if watch or observer else None
         address = ctypes.cast(self._watcher, ctypes.c_void_p) if self._watcher else None
         lib.ggml_backend_sched_set_eval_callback(self._sched, address, None)
-        status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
+        with held_interrupts() as interrupted:
+            status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
         if stopped:
             raise Cancelled("the encoding was stopped")
-        if status != ggml.Status.SUCCESS:
+        if status != ggml.Status.SUCCESS or graph.failed:
             raise BackendError(f"device {self.device.name} failed: {ggml.Status(status).name.lower()}")
 
     def buffer_bytes(self) -> int:

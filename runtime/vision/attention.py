@@ -9,11 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.graph import Tensor
 
 Runs = Sequence[tuple[int, int]]  # (number of segments, patches in each)
+
+
+class Attention(Protocol):
+    """A way to attend."""
+
+    def n_nodes(self, runs: Runs) -> int:
+        """A bound on the nodes it makes."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, runs: Runs, scale: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,20 @@ from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, default_threads, find_device
 from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.ggml.graph import Graph, Observer, Runner, get_data, set_data
+from qvl.runtime.ggml.weights import Weights
+from qvl.runtime.native import kernels
 from qvl.runtime.vision import qwen2_vl, tensors
-from qvl.runtime.vision.attention import FlashAttention, TiledAttention
+from qvl.runtime.vision.attention import Attention, FlashAttention, TiledAttention
 from qvl.runtime.vision.frames import VideoSource
 from qvl.runtime.vision.image import ImageSource, open_picture
+from qvl.runtime.vision.layers import Exact, Fast, Layers
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
 from qvl.runtime.vision.qwen2_vl import Encoding, Grid, VisionConfig
 from qvl.runtime.vision.video import VideoOptions, load_video
 
 PACK_PATCHES: Final = 4096
 Progress = Callable[[float], bool | None]
+Precision = Literal["auto", "exact"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class VisionEncoder:
         device: a name for `find_device`.
         threads: CPU threads; by default the physical cores.
         min_pixels, max_pixels: in place of the file's own bounds on a resized picture.
+        precision: "exact" multiplies in the file's types and attends in float32; "auto" takes bfloat16
+            kernels where the CPU has them and the file stores no float32 matrices.
 
     Raises:
         GGUFError: the file is damaged or not an mmproj of Qwen2-VL.
@@ -73,6 +79,7 @@ class VisionEncoder:
         threads: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        precision: Precision = "auto",
     ) -> None:
         file = read_gguf(path)
         self.path = file.path
@@ -81,10 +88,15 @@ class VisionEncoder:
         self.device = find_device(device)
         self._weights = tensors.load(file, self.config, self.device)
         self._runner = Runner(self.device, threads or default_threads(), max_nodes=1 << 16)
-        self._attend = _attention(self.device, self.config)
+        self._layers = _layers(precision, self._weights, self.device, self.config)
         self._last: tuple[tuple[Grid, ...], Encoding] | None = None
         self._lock = threading.Lock()
         self.observer: Observer | None = None
+
+    @property
+    def precision(self) -> str:
+        """How it computes: "exact", or "bfloat16" by our own kernels."""
+        return "bfloat16" if isinstance(self._layers, Fast) else "exact"
 
     @property
     def n_embd(self) -> int:
@@ -164,7 +176,7 @@ class VisionEncoder:
 
     def _encoding(self, grids: tuple[Grid, ...]) -> Encoding:
         if self._last is None or self._last[0] != grids:
-            encoding = qwen2_vl.build(self.config, self._weights, grids, self._attend)
+            encoding = qwen2_vl.build(self.config, self._weights, grids, self._layers)
             self._forget()
             self._last = (grids, encoding)
         self._runner.prepare(self._last[1].graph)
@@ -218,7 +230,19 @@ def _watcher(
     return lambda layer: progress(start + share * int(layer) / n_layer) is not False
 
 
-def _attention(device: Device, config: VisionConfig) -> Any:
+def _layers(precision: Precision, weights: Weights, device: Device, config: VisionConfig) -> Layers:
+    found = kernels() if device.is_cpu and precision == "auto" else None
+    if found is not None and config.head_dim <= found.max_head and not _stores_float32(weights, config):
+        return Fast(weights, found)
+    return Exact(weights, _attention(device, config))
+
+
+def _stores_float32(weights: Weights, config: VisionConfig) -> bool:
+    names = [f"v.blk.{i}.ffn_up.weight" for i in range(config.n_layer)]
+    return any(ggml.tensor(weights[name]).type == ggml.Type.F32 for name in names)
+
+
+def _attention(device: Device, config: VisionConfig) -> Attention:
     """Flash attention where the device has it for this head, otherwise tiles."""
     kind = ggml.Type.F32 if device.is_cpu else ggml.Type.F16
     graph = Graph(max_nodes=64)

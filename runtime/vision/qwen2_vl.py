@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.graph import Graph, Tensor
 from qvl.runtime.ggml.weights import Weights
+from qvl.runtime.vision.layers import Layers
 
 PROJECTOR: Final = "qwen2vl_merger"
 FRAMES_PER_PATCH: Final = 2
@@ -130,27 +131,20 @@ class Encoding:
     output: Tensor
 
 
-def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], attend: Any) -> Encoding:
+def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
     """The graph for pictures of these grids, packed one after the other.
 
     Args:
         weights: as `tensors.load` gives them, with GELU_SCALE folded in.
-        attend: how to attend within segments (see attention.py).
+        layers: how its layers are made.
     """
     runs = segments(grids)
-    g = Graph(max_nodes=64 + config.n_layer * (40 + attend.n_nodes(runs)))
+    g = Graph(max_nodes=64 + config.n_layer * layers.max_nodes(runs))
     n = sum(count * size for count, size in runs)
     pixels = g.input(ggml.Type.F32, config.n_patch_in, n)
     where = g.input(ggml.Type.I32, 4 * n)
-
-    def weight(name: str) -> Tensor:
-        return g.weight(weights[name])
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return weight(f"{name}.weight") @ x + weight(f"{name}.bias")
-
-    def layer_norm(x: Tensor, name: str) -> Tensor:
-        return x.norm(config.eps * GELU_SCALE**2) * weight(f"{name}.weight") + weight(f"{name}.bias")
+    eps = config.eps * GELU_SCALE**2
+    scale = 1 / (math.sqrt(config.head_dim) * GELU_SCALE**2)
 
     def heads(x: Tensor, i: int) -> Tensor:
         # the i-th of the parts of width n_embd, as [head_dim, n_head, n]
@@ -159,22 +153,27 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], attend:
 
     def attention(x: Tensor, block: str) -> Tensor:
         if f"{block}attn_qkv.weight" in weights:
-            qkv = linear(x, f"{block}attn_qkv")
+            h = layers.norm(g, x, f"{block}ln1", eps, then=f"{block}attn_qkv")
+            qkv = layers.linear(g, h, f"{block}attn_qkv")
             q, k, v = (heads(qkv, i) for i in range(3))
         else:
-            q, k, v = (heads(linear(x, f"{block}attn_{name}"), 0) for name in ("q", "k", "v"))
+            h = layers.norm(g, x, f"{block}ln1", eps, then="")
+            q, k, v = (heads(layers.linear(g, h, f"{block}attn_{name}"), 0) for name in ("q", "k", "v"))
         sections = [config.head_dim // 4] * 4
         q, k = q.rope_vision(where, sections), k.rope_vision(where, sections)
-        return linear(
-            attend(q, k, v, runs, 1 / (math.sqrt(config.head_dim) * GELU_SCALE**2)), f"{block}attn_out"
-        )
+        seen = layers.attend(g, q, k, v, runs, scale, then=f"{block}attn_out")
+        return layers.linear(g, seen, f"{block}attn_out", residual=x)
 
-    x = weight("v.patch_embd.weight") @ pixels
+    def mlp(x: Tensor, block: str) -> Tensor:
+        h = layers.norm(g, x, f"{block}ln2", eps, then=f"{block}ffn_up")
+        h = layers.linear(g, h, f"{block}ffn_up", silu=True, then=f"{block}ffn_down")
+        return layers.linear(g, h, f"{block}ffn_down", residual=x)
+
+    x = g.weight(weights["v.patch_embd.weight"]) @ pixels
     for i in range(config.n_layer):
         block = f"v.blk.{i}."
-        x = x + attention(layer_norm(x, f"{block}ln1"), block)
-        h = linear(layer_norm(x, f"{block}ln2"), f"{block}ffn_up").silu()
-        x = g.name(x + linear(h, f"{block}ffn_down"), f"@{i + 1}")
-    x = layer_norm(x, "v.post_ln").reshape(config.n_embd * config.merge_size**2, n // config.merge_size**2)
-    x = linear(linear(x, "mm.0").gelu(), "mm.2")
+        x = g.name(mlp(attention(x, block), block), f"@{i + 1}")
+    merge = config.merge_size**2
+    x = layers.norm(g, x, "v.post_ln", eps, then="mm.0").reshape(config.n_embd * merge, n // merge)
+    x = layers.linear(g, layers.linear(g, x, "mm.0").gelu(), "mm.2")
     return Encoding(g, pixels, where, g.output(x))

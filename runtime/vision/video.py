@@ -101,7 +101,9 @@ def frame_size(
     share = options.total_pixels / n * FRAME_FACTOR
     high = max(min(options.max_pixels, share), int(options.min_pixels * 1.05))
     high = min(high, preprocessor.max_pixels)
-    low = min(options.min_pixels, preprocessor.max_pixels)
+    # a model made for smaller pictures than that says so by its own bounds
+    fits = options.min_pixels <= preprocessor.max_pixels
+    low = options.min_pixels if fits else preprocessor.min_pixels
     return smart_resize(height, width, factor=preprocessor.factor, min_pixels=low, max_pixels=high)
 
 

@@ -15,17 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.checkpoint import Shape, Style, write_checkpoint
+from support.patterns import pattern
+from support.ports import free_port, wait_for_port
+
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import BackendError, Cancelled, GGUFError, InputError
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import find_device
+from qvl.runtime.native import kernels
 from qvl.runtime.vision import qwen2_vl
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
 from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.layers import Exact
 from qvl.runtime.vision.preprocess import Patches
-from support.checkpoint import Shape, Style, write_checkpoint
-from support.patterns import pattern
-from support.ports import free_port, wait_for_port
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "encoder.npz"
 SHAPES = {
@@ -35,10 +38,10 @@ SHAPES = {
     "many heads, untied": Shape(hidden=192, heads=6, dim=96, vision_heads=8, tied=False, mlp_ratio=2),
 }
 SIZES = [
-    (28, 28), (56, 56), (57, 83), (112, 112), (224, 224), (448, 448), (500, 500), (700, 700), (28, 56), (28, 560),
-    (28, 1400), (560, 28), (1400, 28), (56, 2800), (400, 1600), (1600, 400), (333, 1000), (1000, 333), (240, 320),
-    (480, 640), (640, 480), (97, 101), (13, 57), (3, 90), (90, 3), (84, 1000), (150, 151), (299, 299), (720, 200),
-    (644, 868),
+    (28, 28), (56, 56), (57, 83), (112, 112), (224, 224), (448, 448), (500, 500), (700, 700), (28, 56),
+    (28, 560), (28, 1400), (560, 28), (1400, 28), (56, 2800), (400, 1600), (1600, 400), (333, 1000),
+    (1000, 333), (240, 320), (480, 640), (640, 480), (97, 101), (13, 57), (3, 90), (90, 3), (84, 1000),
+    (150, 151), (299, 299), (720, 200), (644, 868),
 ]  # fmt: skip
 
 
@@ -79,6 +82,27 @@ def test_parity_over_sizes(shape: Shape, tmp_path: Path) -> None:
             assert relative(found.embeddings, expected) < 5e-6, (height, width)
 
 
+@pytest.mark.parity
+@pytest.mark.skipif(kernels() is None, reason="this CPU has no AVX512_BF16, or the kernels are not compiled")
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("vision_type", ["f16", "bf16"])
+def test_fast_is_as_true_as_transformers_in_bfloat16(shape: Shape, vision_type: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from support.reference import vision_embeddings
+
+    checkpoint = write_checkpoint(tmp_path / "model", shape, Style(dtype="BF16"))
+    ours, theirs = [], []
+    with VisionEncoder(convert(checkpoint, tmp_path, "f16", vision_type).mmproj, device="cpu") as encoder:
+        assert encoder.precision == "bfloat16"
+        for height, width in SIZES[1:20:3]:
+            patches = encoder.preprocessor.image(pattern(height, width))
+            args = checkpoint, patches.pixel_values, [patches.grid_thw]
+            expected = vision_embeddings(*args)
+            ours.append(relative(encoder.encode_patches([patches])[0].embeddings, expected))
+            theirs.append(relative(vision_embeddings(*args, torch.bfloat16), expected))
+    assert all(a <= b for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
+
+
 def test_packing_changes_nothing(encoder: VisionEncoder) -> None:
     inputs = noise((1, 8, 8), (1, 8, 8), (3, 4, 6), (1, 2, 2), (1, 10, 6))
     together = encoder.encode_patches(inputs)
@@ -103,7 +127,8 @@ def test_tiles_attend_as_flash_does(
 ) -> None:
     inputs = noise((1, 16, 18), (2, 6, 8))
     expected = encoder.encode_patches(inputs)
-    monkeypatch.setattr(encoder, "_attend", TiledAttention(kind, tile_bytes=64 * 288 * 32, multiple=24))
+    tiles = TiledAttention(kind, tile_bytes=64 * 288 * 32, multiple=24)
+    monkeypatch.setattr(encoder, "_layers", Exact(encoder._weights, tiles))
     monkeypatch.setattr(encoder, "_last", None)
     tolerance = {ggml.Type.F32: 1e-6, ggml.Type.F16: 1e-3, ggml.Type.BF16: 5e-3}[kind]
     for one, other in zip(encoder.encode_patches(inputs), expected, strict=True):
@@ -189,14 +214,13 @@ def test_a_device_gives_the_same_embeddings(
     with VisionEncoder(tiny_model.mmproj, device=f"rpc:{rpc_endpoint}") as remote:
         assert remote.device.name.startswith("RPC")
         assert not remote.device.is_cpu
-        remote_attend = FlashAttention() if isinstance(encoder._attend, FlashAttention) else encoder._attend
-        remote._attend = remote_attend
+        remote._layers = Exact(remote._weights, FlashAttention())  # float32, as on the CPU
         for one, other in zip(remote.encode_patches(inputs), expected, strict=True):
             assert np.array_equal(one.embeddings, other.embeddings)
 
 
 def test_unknown_devices_are_named() -> None:
-    with pytest.raises(InputError, match="no device 'tpu7'.*cpu"):
+    with pytest.raises(InputError, match=r"no device 'tpu7'.*cpu"):
         find_device("tpu7")
     with pytest.raises(BackendError, match=r"127\.0\.0\.1:9"):
         find_device("rpc:127.0.0.1:9")

@@ -1,0 +1,45 @@
+/* What the kernels need of ggml's binary interface, as of the pinned llama-cpp-python (ggml.h). */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define QVL_EXPORT __declspec(dllexport)
+#else
+#define QVL_EXPORT __attribute__((visibility("default")))
+#endif
+
+enum { GGML_TYPE_F32 = 0, GGML_TYPE_F16 = 1, GGML_TYPE_Q8_0 = 8, GGML_TYPE_BF16 = 30 };
+
+struct ggml_tensor {
+    int type;
+    void * buffer;
+    int64_t ne[4];
+    size_t nb[4];
+    int op;
+    int32_t op_params[16];
+    int32_t flags;
+    struct ggml_tensor * src[10];
+    struct ggml_tensor * view_src;
+    size_t view_offs;
+    void * data;
+    char name[64];
+    void * extra;
+    char padding[8];
+};
+
+/* count segments of size patches each, one after the other */
+struct qvl_run {
+    int64_t count, size;
+};
+
+enum { QVL_NONE = 0, QVL_SILU = 1 };
+
+struct qvl_params {
+    int32_t failed; /* set by a kernel: out of memory */
+    float scalar;   /* attention: the scale; layer norm: the epsilon */
+    int32_t choice; /* attention: the number of runs; linear: what follows the product */
+    int32_t reserved;
+    struct qvl_run runs[];
+};

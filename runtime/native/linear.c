@@ -1,0 +1,261 @@
+/* Linear layers on CPUs with AVX512_BF16: act(W x + bias) + residual, and layer norm, as ggml custom ops.
+ *
+ * Weights stay in the file's type, mapped: a panel of them at a time is turned to bfloat16 in the order
+ * the multiplication reads it, which costs little beside multiplying it with hundreds of columns. The
+ * activations are bfloat16, sums are float32, and what follows the product (bias, SiLU, residual, rounding
+ * for the next layer) happens while its tile is at hand.
+ */
+#include "simd.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef QVL_AVX512_BF16
+
+enum {
+    ROWS = 6,      /* columns of x at a time */
+    PANEL = 64,    /* rows of W at a time: 4 registers of sums for each column */
+    DEPTH = 256,   /* inputs at a time: a packed panel of them fits L1 */
+    COLUMNS = 768, /* columns of x whose sums for a panel fit L2 */
+    VECTORS = PANEL / LANES,
+};
+
+/* 16 rows of 16 pairs to 16 pairs of 16 rows: a transposition of 32-bit values. */
+TARGET static void transpose16(uint16_t * out, size_t out_stride, const uint16_t * in, size_t in_stride) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) {
+        r[i] = _mm512_loadu_si512(in + i * in_stride);
+    }
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        _mm512_store_si512(out + i * out_stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+        _mm512_store_si512(out + (i + 8) * out_stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
+    }
+}
+
+/* n values of a row of weights from value `first` on, as bfloat16; zeros up to DEPTH. */
+TARGET static void weights_to_bf16(uint16_t * out, const char * row, int type, int64_t first, int n) {
+    if (n < DEPTH) {
+        memset(out, 0, DEPTH * sizeof *out);
+    }
+    if (type == GGML_TYPE_BF16) {
+        memcpy(out, (const uint16_t *) row + first, n * sizeof *out);
+    } else if (type == GGML_TYPE_F32) {
+        to_bf16(out, (const float *) row + first, n, n);
+    } else if (type == GGML_TYPE_F16) {
+        const uint16_t * in = (const uint16_t *) row + first;
+        for (int i = 0; i < n; i += LANES) {
+            const __mmask16 mask = n - i >= LANES ? 0xffff : (__mmask16) ((1u << (n - i)) - 1);
+            const __m512 x = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in + i));
+            _mm256_mask_storeu_epi16(out + i, mask, (__m256i) _mm512_cvtneps_pbh(x));
+        }
+    } else { /* Q8_0: blocks of 32, a float16 scale and 32 int8 */
+        const char * block = row + first / 32 * 34;
+        for (int i = 0; i < n; i += 32, block += 34) {
+            uint16_t bits;
+            memcpy(&bits, block, 2);
+            const __m512 scale = _mm512_cvtph_ps(_mm256_set1_epi16((short) bits));
+            for (int half = 0; half < 32; half += LANES) {
+                const __m128i q = _mm_loadu_si128((const __m128i *) (block + 2 + half));
+                const __m512 x = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
+                _mm256_storeu_si256((__m256i *) (out + i + half), (__m256i) _mm512_cvtneps_pbh(x));
+            }
+        }
+    }
+}
+
+/* Rows [first, first + rows) and inputs [k, k + depth) of W, as [DEPTH / 2][PANEL][2]. */
+TARGET static void pack_panel(uint16_t * out, uint16_t * rows_bf16, const struct ggml_tensor * w, int64_t first,
+                              int rows, int64_t k, int depth) {
+    for (int r = 0; r < PANEL; r++) {
+        if (r < rows) {
+            weights_to_bf16(rows_bf16 + r * DEPTH, (const char *) w->data + (first + r) * w->nb[1], w->type, k, depth);
+        } else {
+            memset(rows_bf16 + r * DEPTH, 0, DEPTH * sizeof *out);
+        }
+    }
+    for (int c = 0; c < VECTORS; c++) {
+        for (int p = 0; p < depth / 2; p += LANES) {
+            transpose16(out + (p * VECTORS + c) * LANES * 2, (size_t) VECTORS * LANES * 2,
+                        rows_bf16 + c * LANES * DEPTH + 2 * p, DEPTH);
+        }
+    }
+}
+
+/* sums[ROWS][PANEL] += packed panel * ROWS columns of x, over `pairs` pairs of inputs. */
+TARGET static void multiply(float * sums, const uint16_t * panel, const uint16_t * x, size_t stride, int pairs) {
+    __m512 acc[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++) {
+        for (int c = 0; c < VECTORS; c++) {
+            acc[r][c] = _mm512_load_ps(sums + r * PANEL + c * LANES);
+        }
+    }
+    for (int p = 0; p < pairs; p++) {
+        __m512bh w[VECTORS];
+        for (int c = 0; c < VECTORS; c++) {
+            w[c] = as_bf16(_mm512_load_si512(panel + (p * VECTORS + c) * LANES * 2));
+        }
+        for (int r = 0; r < ROWS; r++) {
+            int both;
+            memcpy(&both, x + r * stride + 2 * p, 4);
+            const __m512bh value = as_bf16(_mm512_set1_epi32(both));
+            for (int c = 0; c < VECTORS; c++) {
+                acc[r][c] = _mm512_dpbf16_ps(acc[r][c], w[c], value);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        for (int c = 0; c < VECTORS; c++) {
+            _mm512_store_ps(sums + r * PANEL + c * LANES, acc[r][c]);
+        }
+    }
+}
+
+INLINE __m512 silu(__m512 x) {
+    const __m512 e = exp2_clamped(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
+    return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+}
+
+/* One column's sums to where they belong. */
+INLINE void finish(struct ggml_tensor * dst, const float * sums, int64_t column, int64_t first, int rows, int act) {
+    const struct ggml_tensor *bias = dst->src[2], *residual = dst->src[3];
+    for (int c = 0; c < rows; c += LANES) {
+        const __mmask16 mask = rows - c >= LANES ? 0xffff : (__mmask16) ((1u << (rows - c)) - 1);
+        const int64_t at = first + c;
+        __m512 x = _mm512_load_ps(sums + c);
+        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, (const float *) bias->data + at));
+        if (act == QVL_SILU) {
+            x = silu(x);
+        }
+        if (residual != NULL) {
+            const float * from = (const float *) ((const char *) residual->data + column * residual->nb[1]);
+            x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, from + at));
+        }
+        if (dst->type == GGML_TYPE_BF16) {
+            uint16_t * to = (uint16_t *) ((char *) dst->data + column * dst->nb[1]);
+            _mm256_mask_storeu_epi16(to + at, mask, (__m256i) _mm512_cvtneps_pbh(x));
+        } else {
+            _mm512_mask_storeu_ps((float *) ((char *) dst->data + column * dst->nb[1]) + at, mask, x);
+        }
+    }
+}
+
+/* Rows [first, first + rows) of the result for columns [start, end). */
+TARGET static void tile(struct ggml_tensor * dst, char * memory, int64_t start, int64_t end, int64_t first, int rows,
+                        int act) {
+    const struct ggml_tensor *w = dst->src[0], *x = dst->src[1];
+    const int64_t n_in = w->ne[0], n = end - start;
+    uint16_t * panel = (uint16_t *) memory;
+    uint16_t * rows_bf16 = panel + PANEL * DEPTH;
+    uint16_t * tail = rows_bf16 + PANEL * DEPTH;
+    float * sums = (float *) (tail + ROWS * DEPTH);
+    memset(sums, 0, (size_t) (n + ROWS) * PANEL * sizeof *sums);
+    for (int64_t k = 0; k < n_in; k += DEPTH) {
+        const int depth = n_in - k < DEPTH ? (int) (n_in - k) : DEPTH;
+        pack_panel(panel, rows_bf16, w, first, rows, k, depth);
+        for (int64_t j = 0; j < n; j += ROWS) {
+            const uint16_t * columns = (const uint16_t *) ((const char *) x->data + (start + j) * x->nb[1]) + k;
+            size_t stride = x->nb[1] / 2;
+            if (n - j < ROWS) { /* the last columns, with zeros for those that are not there */
+                memset(tail, 0, ROWS * DEPTH * sizeof *tail);
+                for (int r = 0; r < n - j; r++) {
+                    memcpy(tail + r * DEPTH, columns + r * stride, depth * sizeof *tail);
+                }
+                columns = tail;
+                stride = DEPTH;
+            }
+            multiply(sums + j * PANEL, panel, columns, stride, depth / 2);
+        }
+    }
+    for (int64_t j = 0; j < n; j++) {
+        finish(dst, sums + j * PANEL, start + j, first, rows, act);
+    }
+}
+
+/* Types of weights that the kernel takes. */
+QVL_EXPORT int qvl_linear_takes(int type) {
+    return qvl_has_avx512_bf16() &&
+           (type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0);
+}
+
+/* ggml_custom_op_t. src: W [n_in, n_out], x bfloat16 [n_in, n], bias float32 [n_out], and perhaps a residual
+ * float32 [n_out, n]; dst: float32 or bfloat16 [n_out, n]. n_in is even. */
+QVL_EXPORT void qvl_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    struct qvl_params * params = userdata;
+    const int64_t n_out = dst->ne[0], n = dst->ne[1];
+    char * memory = aligned_alloc(64, ((2 * PANEL + ROWS) * DEPTH * 2 + (COLUMNS + ROWS) * PANEL * 4 + 63) / 64 * 64);
+    if (memory == NULL) {
+        params->failed = 1;
+        return;
+    }
+    const int64_t blocks = (n + COLUMNS - 1) / COLUMNS;
+    const int64_t block = ((n + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
+    int64_t task = 0;
+    for (int64_t start = 0; start < n; start += block) {
+        for (int64_t first = 0; first < n_out; first += PANEL, task++) {
+            if (task % nth == ith) {
+                const int rows = n_out - first < PANEL ? (int) (n_out - first) : PANEL;
+                tile(dst, memory, start, start + block < n ? start + block : n, first, rows, params->choice);
+            }
+        }
+    }
+    free(memory);
+}
+
+/* ggml_custom_op_t. src: x float32 [n_in, n], weight and bias float32 [n_in]; dst: bfloat16 [n_in, n]. */
+QVL_EXPORT TARGET void qvl_layer_norm(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const struct ggml_tensor * x = dst->src[0];
+    const float *weight = dst->src[1]->data, *bias = dst->src[2]->data;
+    const float eps = ((const struct qvl_params *) userdata)->scalar;
+    const int64_t n_in = x->ne[0];
+    for (int64_t column = ith; column < x->ne[1]; column += nth) {
+        const float * in = (const float *) ((const char *) x->data + column * x->nb[1]);
+        uint16_t * out = (uint16_t *) ((char *) dst->data + column * dst->nb[1]);
+        __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        for (int64_t i = 0; i < n_in; i += LANES) {
+            const __mmask16 mask = n_in - i >= LANES ? 0xffff : (__mmask16) ((1u << (n_in - i)) - 1);
+            total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(mask, in + i));
+        }
+        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(total) / (float) n_in);
+        for (int64_t i = 0; i < n_in; i += LANES) {
+            const __mmask16 mask = n_in - i >= LANES ? 0xffff : (__mmask16) ((1u << (n_in - i)) - 1);
+            const __m512 d = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, in + i), mean);
+            squares = _mm512_fmadd_ps(d, d, squares);
+        }
+        const __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float) n_in + eps));
+        for (int64_t i = 0; i < n_in; i += LANES) {
+            const __mmask16 mask = n_in - i >= LANES ? 0xffff : (__mmask16) ((1u << (n_in - i)) - 1);
+            const __m512 d = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, in + i), mean), factor);
+            const __m512 y = _mm512_fmadd_ps(d, _mm512_maskz_loadu_ps(mask, weight + i), _mm512_maskz_loadu_ps(mask, bias + i));
+            _mm256_mask_storeu_epi16(out + i, mask, (__m256i) _mm512_cvtneps_pbh(y));
+        }
+    }
+}
+
+#else
+
+QVL_EXPORT int qvl_linear_takes(int type) { (void) type; return 0; }
+QVL_EXPORT void qvl_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) dst; (void) ith; (void) nth; (void) userdata;
+}
+QVL_EXPORT void qvl_layer_norm(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) dst; (void) ith; (void) nth; (void) userdata;
+}
+
+#endif
