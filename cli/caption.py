@@ -78,6 +78,10 @@ Parallel = Annotated[
 Ray = Annotated[
     bool, options.flag("--ray", help="On a Ray cluster; its address may follow. Needs the ray extra.")
 ]
+Actors = Annotated[
+    int | None,
+    typer.Option("--actors", metavar="N", min=1, help="Models on the cluster. Default: GPUs, else machines."),
+]
 CtxSize = Annotated[
     int | None,
     typer.Option("-c", "--ctx-size", metavar="N", min=64, help="Tokens of the context all share."),
@@ -106,6 +110,7 @@ def caption(
     accept_changes: AcceptChanges = False,
     parallel: Parallel = "auto",
     ray: Ray = False,
+    actors: Actors = None,
     model: options.Model = None,
     mmproj: options.Mmproj = None,
     device: options.Device = "auto",
@@ -166,7 +171,7 @@ def caption(
     )
     model_options = options.ModelOptions(model, mmproj, device, n_gpu_layers, 8192, threads, kv_type=kv_type)
     run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), ctx_size)
-    return run.on_ray(model_options, address) if ray else run.here(model_options)
+    return run.on_ray(model_options, address, actors) if ray else run.here(model_options)
 
 
 def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[list[str], str | None]:

@@ -13,11 +13,11 @@ from typing import Final
 from qvl.cli.engine import open_model
 from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output, human_seconds
+from qvl.runtime.caption.book import Book, Results, Stop, Tally
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.ledger import Ledger, Mode
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
-from qvl.runtime.caption.runner import Results, Runner, Stop, Tally
 from qvl.runtime.caption.sidecar import Sidecars, ledger_path
 from qvl.runtime.caption.stream import Stream
 from qvl.runtime.errors import Cancelled, InputError
@@ -81,7 +81,7 @@ class CaptionRun:
                 self.out.detail(f"{stage}: {human_seconds(seconds)}")
             return code
 
-    def on_ray(self, model: ModelOptions, address: str | None) -> int:
+    def on_ray(self, model: ModelOptions, address: str | None, actors: int | None) -> int:
         """Caption on a Ray cluster; the exit code."""
         from qvl.runtime.caption.distributed import RayRunner
 
@@ -95,6 +95,7 @@ class CaptionRun:
                     results,
                     files,
                     address=address,
+                    actors=actors,
                     load_options=options,
                     parallel=self.parallel,
                     n_ctx=self.n_ctx,
@@ -125,19 +126,19 @@ class CaptionRun:
                 self.out.note(note)
             yield ledger
 
-    def _drive(self, runner: Runner) -> int:
-        report = _Report(self.out, runner.tally)
-        with _interrupts(runner.stop, self.out), self.out.progress("captioning", "pictures") as bar:
+    def _drive(self, book: Book) -> int:
+        report = _Report(self.out, book.tally)
+        with _interrupts(book.stop, self.out), self.out.progress("captioning", "pictures") as bar:
             try:
-                for record in runner.run():
+                for record in book.run():
                     report.take(record)
-                    bar(report.n_finished, runner.tally.total, report.label())
+                    bar(report.n_finished, book.tally.total, report.label())
             except Cancelled:
-                runner.tally.interrupted = True
+                book.tally.interrupted = True
         self.out.note(report.summary())
-        if runner.tally.interrupted:
+        if book.tally.interrupted:
             return _INTERRUPTED
-        return 1 if runner.tally.failed or runner.tally.failed_before else 0
+        return 1 if book.tally.failed or book.tally.failed_before else 0
 
 
 @contextmanager

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from qvl.runtime.errors import OutputError
 
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # Windows: to keep two runs apart is the user's part there
-    LOCK_EX = LOCK_NB = 0
+if sys.platform == "win32":  # there, to keep two runs apart is the user's part
 
-    def flock(handle: int, operation: int, /) -> None:
-        """No lock."""
+    def _lock(handle: int) -> None:
+        pass
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Lock:
@@ -33,7 +36,7 @@ class Lock:
         self.path = path
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            flock(self._handle, LOCK_EX | LOCK_NB)
+            _lock(self._handle)
         except BlockingIOError as e:
             os.close(self._handle)
             raise OutputError(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.runtime.batch import N_BATCH, BatchCaptioner, Request
+from qvl.runtime.caption.book import Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
 from qvl.runtime.caption.prepare import Preparer
-from qvl.runtime.caption.runner import Plan, Results, Runner, Stop
+from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.grounding import parse_grounding
@@ -104,7 +105,24 @@ def open_run(
     """
     stop = stop or Stop()
     preprocessor = preprocessor_for(model, options)
-    plan = Plan(
+    plan = plan_for(model, items, options, preprocessor, sidecars)
+    has_videos = any(item.kind == "video" for item in items)
+    chosen = choose_parallelism(
+        model, options, preprocessor, parallel=parallel, n_ctx=n_ctx, has_videos=has_videos
+    )
+    captioner = open_captioner(model, options, chosen, stop)
+    return Runner(plan, captioner, results, stop), captioner
+
+
+def plan_for(
+    model: Model,
+    items: Sequence[Item],
+    options: CaptionOptions,
+    preprocessor: Preprocessor,
+    sidecars: Sidecars | None = None,
+) -> Plan:
+    """What a runner is to do. Raises InputError for a template or table that cannot be used."""
+    return Plan(
         items,
         Preparer(preprocessor, options.prompts()),
         model.path.name,
@@ -115,6 +133,17 @@ def open_run(
         sidecars=sidecars,
         threads=max(1, min(4, default_threads())),
     )
+
+
+def open_captioner(
+    model: Model, options: CaptionOptions, parallelism: Parallelism, stop: Stop
+) -> BatchCaptioner:
+    """What captions; the caller closes it.
+
+    Raises:
+        InputError: a schema that cannot be used, or a model without an image encoder.
+        BackendError: too little memory for the context.
+    """
     schema = options.read_schema()
     request = Request(
         system=options.system,
@@ -123,20 +152,15 @@ def open_run(
         max_tokens=options.max_tokens,
         grammar=grammar_from_schema(schema) if schema is not None else None,
     )
-    has_videos = any(item.kind == "video" for item in items)
-    chosen = choose_parallelism(
-        model, options, preprocessor, parallel=parallel, n_ctx=n_ctx, has_videos=has_videos
-    )
-    captioner = BatchCaptioner(
+    return BatchCaptioner(
         model.text,
         model.vision,
         model.template,
         request,
-        parallel=chosen.sequences,
-        open_context=lambda n: model.context(n_ctx=chosen.n_ctx, n_seq_max=n, n_batch=N_BATCH),
+        parallel=parallelism.sequences,
+        open_context=lambda n: model.context(n_ctx=parallelism.n_ctx, n_seq_max=n, n_batch=N_BATCH),
         cancelled=lambda: stop.now,
     )
-    return Runner(plan, captioner, results, stop), captioner
 
 
 def boxes_of(text: str, size: tuple[int, int]) -> tuple[Mapping[str, Any], ...]:

@@ -1,0 +1,206 @@
+"""A run on a Ray cluster: Ray Data hands the pictures out to a pool of actors, each with a model of its own.
+
+This process keeps the books: it alone has the file of results open, and writes each block of records as it
+comes back. An actor that dies is replaced and its block is done again by another; since a block comes back
+once, whole, nothing is lost and nothing comes twice.
+
+Pictures and model files must be reachable by the same paths on every machine, as on a shared file system.
+Pictures of equal content are captioned once within a block, and get equal captions everywhere else, for
+the seed of each is made of its content.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.runtime.caption.book import Book, Result, Results, Stop
+from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.options import CaptionOptions
+from qvl.runtime.caption.record import Record
+from qvl.runtime.caption.runner import Runner
+from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.caption.stream import Stream
+from qvl.runtime.errors import BackendError, Cancelled, QvlError
+from qvl.runtime.find import ModelFiles
+
+BLOCK: Final = 32  # pictures that an actor takes at once; what a killed one loses at most
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What an actor needs to know; it is pickled.
+
+    Attributes:
+        load_options: for `qvl.runtime.load`.
+        parallel, n_ctx: of each actor; None chooses there.
+    """
+
+    text: Path
+    mmproj: Path | None
+    options: CaptionOptions
+    load_options: Mapping[str, Any]
+    parallel: int | None = None
+    n_ctx: int | None = None
+
+
+class Actor:
+    """A model on some machine; Ray Data calls it with blocks of items."""
+
+    def __init__(self, worker: Worker) -> None:
+        from qvl.runtime.caption.setup import choose_parallelism, open_captioner, plan_for, preprocessor_for
+        from qvl.runtime.model import load
+
+        model = load(worker.text, worker.mmproj, **worker.load_options)
+        preprocessor = preprocessor_for(model, worker.options)
+        parallelism = choose_parallelism(
+            model, worker.options, preprocessor, parallel=worker.parallel, n_ctx=worker.n_ctx, has_videos=True
+        )
+        self._plan = plan_for(model, [], worker.options, preprocessor)
+        self._captioner = open_captioner(model, worker.options, parallelism, Stop())
+        self._model = model  # it is freed with the process
+
+    def __call__(self, block: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """{"index", "path"} to {"index", "record"}, the records as JSON lines."""
+        index_of = {str(path): int(i) for i, path in zip(block["index"], block["path"], strict=True)}
+        plan = replace(self._plan, items=[Item(path) for path in index_of])
+        records = list(Runner(plan, self._captioner, Stream()).run())
+        return {
+            "index": [index_of[record.path] for record in records],
+            "record": [record.as_json() for record in records],
+        }
+
+
+class RayRunner(Book):
+    """Captions on a cluster what the results do not have yet.
+
+    Args:
+        files: of the model, by paths that hold on every machine.
+        address: of the cluster ("auto", "ray://HOST:10001", "HOST:6379"); None is the cluster this machine
+            is in, or a new one of this machine alone.
+        actors: how many; by default one for each GPU, or else for each machine.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        options: CaptionOptions,
+        results: Results,
+        files: ModelFiles,
+        *,
+        address: str | None = None,
+        actors: int | None = None,
+        load_options: Mapping[str, Any] | None = None,
+        parallel: int | None = None,
+        n_ctx: int | None = None,
+        sidecars: Sidecars | None = None,
+        block: int = BLOCK,
+    ) -> None:
+        super().__init__(items, results, sidecars)
+        options.prompts()  # a template that cannot be used is an error here, not on every machine
+        absolute = replace(
+            options,
+            variables=options.variables and options.variables.absolute(),
+            schema=options.schema and options.schema.absolute(),
+        )
+        mmproj = files.mmproj.absolute() if files.mmproj else None
+        self._worker = Worker(
+            files.text.absolute(), mmproj, absolute, dict(load_options or {}), parallel, n_ctx
+        )
+        self._address, self._actors, self._block = address, actors, block
+
+    def run(self) -> Iterator[Record]:
+        """Yield each record once it is safe on disk here.
+
+        Raises:
+            OutputError: the disk is full or fails. Cancelled: told to stop at once.
+            BackendError: Ray is not installed, cannot be reached, or its actors fail.
+        """
+        clashing: list[Result] = []
+        todo: list[Item] = []
+        for item in self.todo():
+            if clash := self.clash(item):
+                clashing.append((item, clash))
+            else:
+                todo.append(item)
+        yield from self.keep(clashing)
+        if todo and not self.stop.asked:
+            ray, ours = _connect(self._address)
+            try:
+                for block in self._blocks(ray, todo):
+                    yield from self.keep([self._result(todo[i], line) for i, line in block])
+                    if self.stop.now:
+                        raise Cancelled("stopped at once; what is on disk is whole")
+                    if self.stop.soon:
+                        break  # blocks under way are dropped: a rerun does them
+            finally:
+                if ours:
+                    ray.shutdown()
+        self.finish()
+
+    def _result(self, item: Item, line: str) -> Result:
+        record = Record.from_dict(json.loads(line))
+        captions = tuple(self.joined(item, text) for text in record.captions)
+        caption = None if record.caption is None else self.joined(item, record.caption)
+        return item, replace(record, path=item.path, caption=caption, captions=captions)
+
+    def _blocks(self, ray: Any, todo: Sequence[Item]) -> Iterator[list[tuple[int, str]]]:
+        """(place in todo, record) of each block, as the blocks are done."""
+        data = importlib.import_module("ray.data")
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context.execution_options.preserve_order = False
+        n_gpus = int(ray.cluster_resources().get("GPU", 0))
+        n_actors = self._actors or n_gpus or max(1, len(ray.nodes()))
+        n_actors = min(n_actors, -(-len(todo) // self._block))
+        rows = [{"index": i, "path": str(Path(item.path).absolute())} for i, item in enumerate(todo)]
+        options: dict[str, Any] = {"num_gpus": 1} if n_gpus else {"num_cpus": self._cpus(ray, n_actors)}
+        dataset = data.from_items(rows, override_num_blocks=-(-len(rows) // self._block)).map_batches(
+            Actor,
+            fn_constructor_args=(self._worker,),
+            batch_size=self._block,
+            compute=data.ActorPoolStrategy(size=n_actors),
+            **options,
+        )
+        try:
+            for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
+                yield [(int(i), str(line)) for i, line in zip(batch["index"], batch["record"], strict=True)]
+        except (QvlError, GeneratorExit):
+            raise
+        except Exception as e:
+            reason = str(e).strip().splitlines()[-1:] or [type(e).__name__]
+            raise BackendError(
+                f"Ray: {reason[0]}", hint="see Ray's log; the same command goes on with what is left"
+            ) from e
+
+    def _cpus(self, ray: Any, n_actors: int) -> int:
+        threads = self._worker.load_options.get("threads")
+        share = int(ray.cluster_resources().get("CPU", 1)) // n_actors
+        return max(1, int(threads) if threads else share)
+
+
+def _connect(address: str | None) -> tuple[Any, bool]:
+    """The module `ray`, connected; and whether the connection was made here.
+
+    Raises:
+        BackendError: it is not installed, or there is no cluster at the address.
+    """
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ImportError as e:
+        raise BackendError(f"Ray is not installed: {e}", hint="pip install 'qvl[ray]'") from e
+    if ray.is_initialized():
+        return ray, False
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as e:
+        hint = "check the address and that `ray status` shows the cluster"
+        raise BackendError(f"Ray at {address or 'this machine'}: {e}", hint=hint) from e
+    return ray, True
