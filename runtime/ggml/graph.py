@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,11 @@ def eval_callback(observer: Observer) -> Any:
 class KernelParams(ctypes.Structure):
     """What every kernel of ours begins its userdata with."""
 
-    _fields_ = (("failed", ctypes.c_int32), ("scalar", ctypes.c_float), ("choice", ctypes.c_int32))
+    _fields_: ClassVar[Any] = (
+        ("failed", ctypes.c_int32),
+        ("scalar", ctypes.c_float),
+        ("choice", ctypes.c_int32),
+    )
 
 
 class Tensor:
