@@ -37,6 +37,7 @@ SchemaFile = Annotated[
 DrawTo = Annotated[
     Path | None, typer.Option("--draw", metavar="FILE", help="Draw the boxes of the reply onto the picture.")
 ]
+NoCache = Annotated[bool, options.flag("--no-cache", help="Do not keep what is seen in pictures on disk.")]
 Continue = Annotated[bool, options.flag("--continue", help="Go on with the last conversation.")]
 
 
@@ -50,6 +51,7 @@ def chat(
     schema: SchemaFile = None,
     draw: DrawTo = None,
     continue_: Continue = False,
+    no_cache: NoCache = False,
     model: options.Model = None,
     mmproj: options.Mmproj = None,
     device: options.Device = "auto",
@@ -90,7 +92,7 @@ def chat(
         model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type
     )
     sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
-    with open_model(model_options, out) as loaded:
+    with open_model(model_options, out, use_cache=not no_cache) as loaded:
         conversation = Conversation(
             loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
         )

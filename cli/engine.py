@@ -18,20 +18,25 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_model(options: ModelOptions, out: Output) -> Iterator[Model]:
+def open_model(options: ModelOptions, out: Output, *, use_cache: bool = False) -> Iterator[Model]:
     """The model that the options name, loaded, and freed at the end.
+
+    Args:
+        use_cache: keep the embeddings of pictures on disk, for the next time they are asked about.
 
     Raises:
         QvlError: what `qvl.runtime.load` raises.
     """
     _check(options.path)
     from qvl.runtime import load
+    from qvl.runtime.vision.cache import EmbeddingCache, default_directory
 
     show_log(out)
     if options.path is None:
         introduce(out)
     with out.progress("loading", "%", delay=1.0) as bar:
-        model = load(options.path, **options.kwargs(), progress=lambda share: bar(share, 1.0))
+        cache = EmbeddingCache(default_directory(), memory_bytes=0) if use_cache else None
+        model = load(options.path, **options.kwargs(), cache=cache, progress=lambda share: bar(share, 1.0))
     with model:
         yield model
 

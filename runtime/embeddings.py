@@ -16,6 +16,7 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.positions import VisionSpan
 from qvl.runtime.prompt import Chunk, TextChunk, VisionChunk
 from qvl.runtime.tokens import Unit, VisionUnit
+from qvl.runtime.vision.cache import EmbeddingCache, embedding_key
 from qvl.runtime.vision.encoder import VisionEmbedding
 from qvl.runtime.vision.preprocess import Patches
 
@@ -27,6 +28,9 @@ class Eyes(Protocol):
     """What makes embeddings (`qvl.runtime.model` has it over the encoder)."""
 
     merge_size: int
+    @property
+    def identity(self) -> str:
+        """Of what decides the embeddings of given patches; see `qvl.runtime.vision.cache.embedding_key`."""
 
     def prepare(self, chunk: VisionChunk) -> Patches:
         """Read a picture or video and cut it into patches."""
@@ -47,9 +51,13 @@ class EmbeddingStore:
         n_encoded: pictures and videos encoded so far.
     """
 
-    def __init__(self, eyes: Eyes | None, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, eyes: Eyes | None, max_bytes: int = MAX_BYTES, cache: EmbeddingCache | None = None
+    ) -> None:
+        """cache: where embeddings are looked for before they are made, and kept for other processes."""
         self._eyes = eyes
         self._max_bytes = max_bytes
+        self._cache = cache
         self._units: dict[str, VisionUnit] = {}
         self._patches: dict[str, Patches] = {}
         self._embeddings: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -93,11 +101,23 @@ class EmbeddingStore:
         """
         missing = [key for key in dict.fromkeys(u.key for u in units) if key not in self._embeddings]
         if missing:
-            patches = [self._patches.get(key) or self._prepare(self._sources[key]) for key in missing]
-            made = self._need_eyes().encode_patches(patches, progress)
+            patches = {key: self._patches.get(key) or self._prepare(self._sources[key]) for key in missing}
+            if self._cache is not None:
+                self._take_cached(self._cache, patches)
+            made = self._need_eyes().encode_patches([*patches.values()], progress) if patches else []
             self.n_encoded += len(made)
-            for key, embedding in zip(missing, made, strict=True):
+            for key, embedding in zip(patches, made, strict=True):
                 self._embeddings[key] = embedding.embeddings
+                if self._cache is not None:
+                    self._cache.put(embedding_key(patches[key], self._need_eyes().identity), embedding)
+
+    def _take_cached(self, cache: EmbeddingCache, patches: dict[str, Patches]) -> None:
+        """Move what the cache has from patches to the embeddings."""
+        for key in list(patches):
+            found = cache.get(embedding_key(patches[key], self._need_eyes().identity))
+            if found is not None:
+                self._embeddings[key] = found.embeddings
+                del patches[key]
 
     def embeddings(self, unit: VisionUnit) -> NDArray[np.float32]:
         """float32 [n_tokens, n_embd] of a unit that `encode` has made ready."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ from qvl.runtime.prompt import ChatTemplate, Message, VisionChunk
 from qvl.runtime.session import Session
 from qvl.runtime.stream import Stream
 from qvl.runtime.tokens import VisionUnit, n_cells
+from qvl.runtime.vision.cache import EmbeddingCache, file_identity
 from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
@@ -44,6 +46,7 @@ def load(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     kv_type: str = "f16",
+    cache: EmbeddingCache | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Model:
     """Open a model.
@@ -57,6 +60,7 @@ def load(
         n_gpu_layers: decoder layers on the device; -1 is all.
         min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
         kv_type: type of the KV cache: f16, f32 or q8_0.
+        cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
         progress: called with the fraction of the text model that is loaded.
 
     Raises:
@@ -72,7 +76,7 @@ def load(
             vision = VisionEncoder(
                 files.mmproj, device=device, threads=threads, min_pixels=min_pixels, max_pixels=max_pixels
             )
-        return Model(text, vision, n_ctx=n_ctx, threads=threads, kv_type=kv_type)
+        return Model(text, vision, n_ctx=n_ctx, threads=threads, kv_type=kv_type, cache=cache)
     except BaseException:
         text.close()
         raise
@@ -97,6 +101,7 @@ class Model:
         n_ctx: int = N_CTX,
         threads: int | None = None,
         kv_type: str = "f16",
+        cache: EmbeddingCache | None = None,
     ) -> None:
         """The model owns both parts from now on, and closes them.
 
@@ -118,7 +123,7 @@ class Model:
         self._vision = vision
         self._threads = threads
         self._kv_type = kv_type
-        self._store = EmbeddingStore(_Eyes(vision) if vision is not None else None)
+        self._store = EmbeddingStore(_Eyes(vision) if vision is not None else None, cache=cache)
         self._sessions: list[Session] = []
         self._default: Session | None = None
 
@@ -212,6 +217,10 @@ class _Eyes:
     def __init__(self, encoder: VisionEncoder) -> None:
         self._encoder = encoder
         self.merge_size = encoder.preprocessor.merge_size
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{file_identity(self._encoder.path)} {self._encoder.precision} {self._encoder.device.name}"
 
     def prepare(self, chunk: VisionChunk) -> Patches:
         preprocessor, options = self._encoder.preprocessor, dict(chunk.options)

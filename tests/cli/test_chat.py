@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from support.terminal import Terminal
 
+from qvl.cli.main import run
 from qvl.convert import Converted
 from qvl.runtime import load
 
@@ -109,6 +110,26 @@ def test_json_has_usage_and_timings(model: Path, picture: Path) -> None:
 def test_the_same_seed_gives_the_same_text(model: Path) -> None:
     hot = ("-p", "Hello", "-n", "8", "--temp", "1.5", "--top-k", "0", "--seed")
     assert ask(model, *hot, "1").stdout == ask(model, *hot, "1").stdout != ask(model, *hot, "2").stdout
+
+
+def test_what_was_seen_is_kept_for_the_next_time(
+    model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encoded(*args: str) -> int:
+        done = ask(model, "--image", str(picture), "-p", "What?", "-n", "1", "--json", *args)
+        return int(json.loads(done.stdout)["usage"]["images_encoded"])
+
+    def kept() -> int:
+        assert run(["cache", "--json"]) == 0
+        return int(json.loads(capsys.readouterr().out)["entries"])
+
+    assert encoded("--no-cache") == 1
+    assert kept() == 0
+    assert [encoded(), encoded(), encoded("--no-cache")] == [1, 0, 1]
+    assert kept() == 1
+    assert run(["cache", "--clear"]) == 0
+    assert "freed" in capsys.readouterr().out
+    assert kept() == 0
 
 
 def test_a_schema_is_kept(model: Path, tmp_path: Path) -> None:
