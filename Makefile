@@ -51,7 +51,7 @@ package: $(READY)  ## build the wheel and check what is in it
 	$(PYTHON_IN_VENV) .ci/check_wheel.py dist/qvl-*.whl
 
 nano: $(READY_TRAIN)  ## train the embedded model again, from nothing (hours)
-	$(PYTHON_IN_VENV) models/nano/train/train.py
+	$(PYTHON_IN_VENV) -m qvl.models.nano.train.run --work build/nano
 
 bench: $(READY)  ## measure against the peers and write benchmarks/README.md
 	$(PYTHON_IN_VENV) benchmarks/vision.py
