@@ -18,9 +18,10 @@ from qvl.runtime.errors import Cancelled, InputError
 from qvl.runtime.feed import batches
 from qvl.runtime.fit import Fitter
 from qvl.runtime.llama.context import Context
-from qvl.runtime.llama.sampler import Sampler, Sampling, grammar_from_schema
+from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.prompt import ChatTemplate, Message
 from qvl.runtime.reply_text import ReplyText, StopStrings
+from qvl.runtime.schema import schema_to_grammar
 from qvl.runtime.stream import Draft, FinishReason, Piece, Progress, Stream
 from qvl.runtime.tokens import Unit, VisionUnit, common_prefix, n_cells, n_positions, n_vision_cells
 
@@ -140,7 +141,7 @@ class Session:
             repeat_penalty=repeat_penalty, seed=seed,
         )  # fmt: skip
         if schema is not None:
-            grammar = grammar_from_schema(schema)
+            grammar = schema_to_grammar(schema)
         stops = StopStrings(stop)
         sampler = Sampler(self._context.model.vocab, sampling, grammar)
         draft = Draft(seed=sampler.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from qvl.runtime.errors import InputError
-from qvl.runtime.llama.binding import complaints, import_part, llama
+from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.vocab import Vocab
 
@@ -94,22 +93,6 @@ class Sampling:
         if chosen.get("temperature", 0) > 0 and self.top_k == 1:
             chosen = {"top_k": 40, "top_p": 0.95} | chosen
         return replace(self, **chosen)
-
-
-def grammar_from_schema(schema: Mapping[str, Any] | str) -> str:
-    """A GBNF grammar of the JSON documents that fit a JSON schema.
-
-    Raises:
-        InputError: not a JSON schema, or one that has no grammar (external $ref, unknown types).
-    """
-    json_schema_to_gbnf = import_part("llama_grammar").json_schema_to_gbnf
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        return str(json_schema_to_gbnf(text))
-    except Exception as e:  # the converter raises whatever the schema made it stumble over
-        raise InputError(
-            f"the JSON schema cannot be made into a grammar: {e}", hint="simplify the schema"
-        ) from e
 
 
 class Sampler:

@@ -26,7 +26,7 @@ from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.header import check_text_file
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.llama.sampler import Sampler, Sampling, grammar_from_schema
+from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.positions import TextSpan, VisionSpan, mrope_positions
 
 TOKENS = [40, 200, 17, 9, 1000, 999, 41, 5, 300, 77, 12, 64]
@@ -534,12 +534,6 @@ def test_a_grammar_that_cannot_be_parsed(model: LlamaModel) -> None:
     for grammar in ('root ::= "a', "other ::= [a-z]", ""):
         with pytest.raises(InputError, match="grammar cannot be parsed"):
             Sampler(model.vocab, Sampling(), grammar)
-
-
-def test_a_schema_that_has_no_grammar() -> None:
-    for schema in ({"type": "colour"}, "{not json", {"$ref": "https://example.com/x.json"}):
-        with pytest.raises(InputError, match="JSON schema"):
-            grammar_from_schema(schema)
 
 
 def test_a_grammar_holds(context: Context) -> None:

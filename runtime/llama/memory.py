@@ -1,0 +1,154 @@
+"""What llama.cpp would allocate for a context, found without allocating it.
+
+llama.cpp can go through the motions of loading (`no_alloc`): it plans every buffer and reads no weight.
+Its C interface does not tell the sizes, its log does, so they are read there. The log's format is that of
+the pinned version, and a test holds the sizes against a real context's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.runtime.errors import BackendError
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import cpu_device
+from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
+from qvl.runtime.ggml.graph import Graph
+from qvl.runtime.ggml.library import Type
+from qvl.runtime.llama.binding import LOGGER, complaints, llama
+from qvl.runtime.llama.header import check_text_file
+
+_SIZE: Final = re.compile(r"(compute|output) buffer size = +([\d.]+) MiB")
+
+
+@dataclass(frozen=True)
+class TextMemory:
+    """Bytes, on whatever device they lie.
+
+    Attributes:
+        weights: all tensors, as they lie in the file.
+        repacked: copies of matrices, in the order that the CPU's kernels like.
+        kv_cache: for every cell of the context.
+        compute: the graph's nodes.
+        output: rows of logits.
+    """
+
+    weights: int
+    repacked: int
+    kv_cache: int
+    compute: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.repacked + self.kv_cache + self.compute + self.output
+
+
+def text_memory(path: str | Path, *, n_ctx: int, n_batch: int = 512, n_outputs_max: int = 1) -> TextMemory:
+    """What the decoder takes on the CPU with a context of n_ctx cells.
+
+    Raises:
+        GGUFError: not a text GGUF of Qwen2-VL, or damaged.
+        BackendError: llama.cpp refused it.
+    """
+    gguf = read_gguf(path)
+    hparams = check_text_file(gguf)
+    c = llama()
+    model_params = c.llama_model_default_params()
+    no_devices = (ctypes.c_void_p * 1)(None)
+    model_params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+    model_params.n_gpu_layers = 0
+    model_params.no_alloc = True
+    model_params.load_mode = c.LLAMA_LOAD_MODE_NONE
+    params = c.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, max(n_batch, n_outputs_max), min(n_batch, 512)
+    params.n_outputs_max = n_outputs_max
+    params.kv_unified = True
+    complaints()
+    with _lines() as lines:
+        model = c.llama_model_load_from_file(os.fsencode(gguf.path), model_params)
+        context = c.llama_init_from_model(model, params) if model else None
+        n_cells = c.llama_n_ctx(context) if context else 0
+        if context:
+            c.llama_free(context)
+        if model:
+            c.llama_model_free(model)
+    found: dict[str, float] = {}
+    for kind, size in _SIZE.findall("\n".join(lines)):
+        found[kind] = found.get(kind, 0.0) + float(size)
+    if not context or "compute" not in found:
+        raise BackendError(f"{gguf.path}: llama.cpp cannot plan it: {complaints() or 'no reason given'}")
+    return TextMemory(
+        weights=sum(t.nbytes for t in gguf.tensors.values()),
+        repacked=_repacked_bytes(gguf),
+        kv_cache=hparams.kv_bytes(n_cells),
+        compute=int(found["compute"] * (1 << 20)),
+        output=int(found.get("output", 0.0) * (1 << 20)),
+    )
+
+
+def _repacked_bytes(gguf: GGUFFile) -> int:
+    """Weights that llama.cpp copies into a buffer of ggml's CPU "extra" types (src/llama-model.cpp).
+
+    A tied embedding stays as it is for looking up rows, and is repacked for the head.
+    """
+    products = [t for n, t in gguf.tensors.items() if len(t.shape) == 2 and n != "token_embd.weight"]
+    if "output.weight" not in gguf.tensors:
+        products.append(gguf.tensors["token_embd.weight"])
+    return sum(t.nbytes for t in products if _is_repacked(t.type, *t.shape))
+
+
+@lru_cache(maxsize=1024)
+def _is_repacked(kind: Type, rows: int, columns: int) -> bool:
+    """Whether the CPU's extra buffers take a matrix of this type and shape for products."""
+    lib, device = ggml.lib(), cpu_device().handle
+    registry = lib.ggml_backend_dev_backend_reg(device)
+    address = lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+    if not address:
+        return False
+    # ggml_backend_buffer_type_t * ggml_backend_dev_get_extra_bufts(ggml_backend_dev_t device)
+    listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
+    graph = Graph(max_nodes=8)
+    try:
+        weight, x = graph.input(kind, columns, rows), graph.input(Type.F32, columns, 512)
+        node = weight @ x
+        for buffer_type in itertools.takewhile(bool, listed):
+            buffer = lib.ggml_backend_buft_alloc_buffer(buffer_type, 0)
+            ggml.tensor(weight.pointer).buffer = buffer
+            taken = lib.ggml_backend_dev_supports_op(device, node.pointer)
+            lib.ggml_backend_buffer_free(buffer)
+            if taken:
+                return True
+        return False
+    finally:
+        graph.close()
+
+
+@contextmanager
+def _lines() -> Iterator[list[str]]:
+    """llama.cpp's log while the block runs, kept from everybody else."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler: Any = Collect()
+    kept = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    LOGGER.handlers, LOGGER.propagate = [handler], False
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        LOGGER.handlers, LOGGER.propagate = kept[0], kept[2]
+        LOGGER.setLevel(kept[1])

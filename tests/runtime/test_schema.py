@@ -1,0 +1,278 @@
+"""JSON schemas as grammars: whatever a model samples, the text is JSON that fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qvl.convert import Converted
+from qvl.runtime.digits import integers_between, numbers_between
+from qvl.runtime.errors import InputError
+from qvl.runtime.llama.context import Context
+from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.llama.sampler import Sampler, Sampling
+from qvl.runtime.schema import schema_to_grammar
+
+INF = float("inf")
+
+
+@pytest.fixture(scope="module")
+def context(tiny_model: Converted) -> Iterator[Context]:
+    with LlamaModel(tiny_model.text, device="cpu") as model, Context(model, n_ctx=2048, threads=1) as opened:
+        yield opened
+
+
+def sample(context: Context, schema: Any, seed: int, most: int = 1500) -> str | None:
+    """Text that random weights write under the grammar; None if they do not come to an end."""
+    vocab = context.model.vocab
+    context.clear()
+    context.decode_tokens([1], 0, outputs="last")
+    with Sampler(vocab, Sampling(temperature=2.0, seed=seed), schema_to_grammar(schema)) as sampler:
+        tokens: list[int] = []
+        while len(tokens) < most:
+            token = sampler.sample(context)
+            if token is None or token in vocab.end_tokens:
+                return vocab.detokenize(tokens)
+            tokens.append(token)
+            context.decode_tokens([token], len(tokens), outputs="last")
+    return None
+
+
+def fits(value: Any, schema: Any, root: Any) -> bool:
+    """A validator for the keywords there are, written from the specification."""
+    if schema is True:
+        return True
+    if "$ref" in schema:
+        target = root
+        for key in schema["$ref"][2:].split("/") if len(schema["$ref"]) > 1 else ():
+            target = target[key]
+        if not fits(value, target, root):
+            return False
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    whole = number and float(value).is_integer()
+    types = {
+        "object": isinstance(value, dict), "array": isinstance(value, list), "string": isinstance(value, str),
+        "number": number, "integer": whole, "boolean": isinstance(value, bool), "null": value is None,
+    }  # fmt: skip
+    kinds = schema.get("type", list(types))
+    checks = [any(types[k] for k in ([kinds] if isinstance(kinds, str) else kinds))]
+    checks += [value in schema["enum"]] if "enum" in schema else []
+    checks += [value == schema["const"]] if "const" in schema else []
+    checks += [any(fits(value, s, root) for s in schema["anyOf"])] if "anyOf" in schema else []
+    checks += [fits(value, s, root) for s in schema.get("allOf", ())]
+    if isinstance(value, dict):
+        named = schema.get("properties", {})
+        checks += [set(schema.get("required", ())) <= set(value)]
+        checks += [
+            fits(v, named.get(k, schema.get("additionalProperties", True)), root) for k, v in value.items()
+        ]
+    if isinstance(value, list):
+        checks += [schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", INF)]
+        first = schema.get("prefixItems", [])
+        checks += [fits(v, s, root) for v, s in zip(value, first, strict=False)]
+        checks += [fits(v, schema.get("items", True), root) for v in value[len(first) :]]
+    if isinstance(value, str):
+        checks += [schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", INF)]
+    if number:
+        checks += [schema.get("minimum", -INF) <= value <= schema.get("maximum", INF)]
+        checks += [schema.get("exclusiveMinimum", -INF) < value < schema.get("exclusiveMaximum", INF)]
+    return all(checks)
+
+
+some_values = st.lists(st.none() | st.integers(-5, 5) | st.text(max_size=3), min_size=1)
+scalars = st.one_of(
+    st.just({"type": "boolean"}),
+    st.just({"type": "null"}),
+    st.just({"const": "a\n\"b\\ü"}),
+    st.builds(lambda v: {"enum": v}, some_values),
+    st.builds(
+        lambda a, n: {"type": "integer", "minimum": a, "maximum": a + n},
+        st.integers(-2000, 2000), st.integers(0, 3000),
+    ),
+    st.builds(
+        lambda a, n: {"type": "number", "minimum": a, "exclusiveMaximum": a + n},
+        st.integers(-20, 20), st.integers(1, 30),
+    ),
+    st.builds(lambda n: {"type": "string", "minLength": n, "maxLength": n + 4}, st.integers(0, 4)),
+    st.just({"type": ["integer", "null"], "minimum": 1, "maximum": 12}),
+)  # fmt: skip
+
+
+def composed(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    names = st.sampled_from(["a", "b", "long name", 'quo"te', "é"])
+    return st.one_of(
+        st.builds(
+            lambda props, k: {"type": "object", "properties": props, "required": list(props)[::2][:k]},
+            st.dictionaries(names, inner, min_size=1, max_size=4), st.integers(0, 3),
+        ),
+        st.builds(
+            lambda item, n: {"type": "array", "items": item, "minItems": n, "maxItems": n + 2},
+            inner, st.integers(0, 2),
+        ),
+        st.builds(
+            lambda items: {"type": "array", "prefixItems": items, "items": False},
+            st.lists(inner, min_size=1, max_size=3),
+        ),
+        st.builds(lambda choices: {"anyOf": choices}, st.lists(inner, min_size=1, max_size=3)),
+    )  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schema=st.recursive(scalars, composed, max_leaves=6), seed=st.integers(0, 1000))
+def test_what_is_sampled_fits(context: Context, schema: dict[str, Any], seed: int) -> None:
+    text = sample(context, schema, seed)
+    assert text is not None
+    assert fits(json.loads(text), schema, schema), text
+
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "a tree": {
+        "type": "object",
+        "properties": {"v": {"type": "integer", "minimum": 0, "maximum": 9},
+                       "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "required": ["v", "next"],
+    },
+    "definitions": {"$defs": {"p": {"type": "integer", "minimum": 5, "maximum": 7}},
+                    "type": "array", "items": {"$ref": "#/$defs/p"}, "minItems": 3, "maxItems": 3},
+    "beside a reference": {"$defs": {"p": {"type": "object", "properties": {"a": {"type": "null"}}}},
+                           "$ref": "#/$defs/p", "required": ["a"]},
+    "all of": {"allOf": [{"properties": {"a": {"const": 1}}, "required": ["a"]},
+                         {"properties": {"b": {"const": 2}}, "required": ["b"]}]},
+    "any of required": {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}},
+                        "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    "a map": {"type": "object", "additionalProperties": {"type": "boolean"}},
+    "nothing": {"type": "object", "additionalProperties": False},
+    "required, not described": {"type": "object", "required": ["x"],
+                                "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 2}},
+    "more items than are listed": {"type": "array", "prefixItems": [{"const": 1}], "items": {"const": 2},
+                                   "minItems": 3},
+    "an enum of a type": {"type": "string", "enum": ["a", 1, None]},
+    "exclusive bounds": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "whole numbers over a bound": {"type": "integer", "exclusiveMinimum": 999_999_999},
+    "negative numbers": {"type": "number", "minimum": -3, "exclusiveMaximum": -1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_schemas(context: Context, name: str) -> None:
+    for seed in range(6):
+        text = sample(context, SPECIAL[name], seed, most=150)
+        assert text is not None or name in ("a tree", "a map", "more items than are listed")
+        if text is not None:
+            value = json.loads(text)
+            assert fits(value, SPECIAL[name], SPECIAL[name]), text
+
+
+def test_free_text_is_json_as_far_as_it_goes(context: Context) -> None:
+    """Random weights seldom close what they open; when they do, it is JSON (no raw line breaks)."""
+    closed = 0
+    for seed in range(25):
+        text = sample(context, {"type": "string"}, seed, most=60)
+        if text is not None:
+            assert isinstance(json.loads(text), str)
+            closed += 1
+    assert closed > 2
+    for form, shape in {"date": r"\d{4}-\d\d-\d\d", "uuid": r"[\da-fA-F-]{36}"}.items():
+        text = sample(context, {"type": "string", "format": form}, 1)
+        assert text is not None and re.fullmatch(shape, json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        ("[1]", "expected an object"),
+        ("{", "is not JSON"),
+        ({"type": "colour"}, "type 'colour'"),
+        ({"type": []}, "type []"),
+        ({"enum": []}, "without values"),
+        ({"anyOf": []}, "without choices"),
+        ({"type": "string", "pattern": "a+"}, "pattern at root, which no grammar holds"),
+        ({"type": "object", "properties": {"a": {"multipleOf": 3}}}, "multipleOf at root-a"),
+        ({"$ref": "https://example.com/x.json"}, "expected a place in itself"),
+        ({"$ref": "#/$defs/x"}, "does not have"),
+        ({"type": "string", "minLength": 5, "maxLength": 3}, "wants 5 to 3"),
+        ({"type": "array", "minItems": -1}, "-1 for"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, "no integer here fits"),
+        ({"type": "number", "minimum": 0.2, "maximum": 0.4}, "no number here fits"),
+        ({"type": "integer", "minimum": "5"}, "for a bound"),
+        ({"type": "string", "format": "email"}, "'email'"),
+        ({"type": "object", "required": ["a"], "additionalProperties": False}, "forbids it"),
+        ({"allOf": [{"type": "string"}, {"type": "null"}]}, "gives type twice"),
+        ({"items": 7}, "7 at root-item"),
+        ({"type": "string", "enum": [1, 2]}, "without a value of its type"),
+        ({"type": "array", "items": False, "minItems": 1}, "1 more"),
+    ],
+)
+def test_schemas_that_are_refused(schema: Any, complaint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        schema_to_grammar(schema)
+
+
+def test_a_schema_that_never_ends_is_refused(context: Context) -> None:
+    with pytest.raises(InputError, match="grammar cannot be parsed"):
+        Sampler(
+            context.model.vocab,
+            Sampling(),
+            schema_to_grammar({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+        )
+
+
+def as_regex(expression: str) -> re.Pattern[str]:
+    """A GBNF expression without rule names, as a regular expression."""
+    out = re.sub(
+        r'"((?:[^"\\]|\\.)*)"|\s+', lambda m: re.escape(m[1]) if m[1] is not None else "", expression
+    )
+    return re.compile(f"(?:{out})")
+
+
+bounds = st.integers(-1200, 1200)
+
+
+@settings(max_examples=150, deadline=None)
+@given(bounds, bounds, st.booleans(), st.booleans())
+def test_integers_between_every_pair_of_bounds(a: int, b: int, open_low: bool, open_high: bool) -> None:
+    low, over = (-INF, a) if open_low else (a, -INF)
+    high, under = (INF, b) if open_high else (b, INF)
+    expression = integers_between(low, high, over, under)
+    expected = [n for n in range(-1300, 1301) if low <= n <= high and over < n < under]
+    if not expected:
+        assert expression == ""
+        return
+    pattern = as_regex(expression)
+    assert [n for n in range(-1300, 1301) if pattern.fullmatch(str(n))] == expected
+    assert not pattern.fullmatch("007") and not pattern.fullmatch("")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(-12, 12), st.integers(-12, 12), st.booleans(), st.booleans())
+def test_numbers_between_whole_bounds(a: int, b: int, open_low: bool, open_high: bool) -> None:
+    low, over = (-INF, a) if open_low else (a, -INF)
+    high, under = (INF, b) if open_high else (b, INF)
+    expression = numbers_between(low, high, over, under)
+    tried = sorted({n + f for n in range(-15, 16) for f in (0, 0.25, 0.5, 0.75)})
+    expected = [n for n in tried if low <= n <= high and over < n < under]
+    if not expression:
+        assert not expected
+        return
+    pattern = as_regex(expression)
+    assert [n for n in tried if pattern.fullmatch(f"{n:g}")] == expected
+    assert bool(pattern.fullmatch("-0.5")) == (-0.5 in expected)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 2.5), (-2.5, 0.5), (-0.5, 0.5), (9.75, 101.25)])
+def test_numbers_between_fractions_stay_inside(low: float, high: float) -> None:
+    pattern = as_regex(numbers_between(low, high, -INF, INF))
+    found = [n / 8 for n in range(-100, 1000) if pattern.fullmatch(f"{n / 8:g}")]
+    assert found and min(found) >= low and max(found) <= high
+
+
+def test_large_bounds() -> None:
+    assert as_regex(integers_between(10**15, INF, -INF, INF)).fullmatch(str(10**16 - 1))
+    assert not as_regex(integers_between(10**15, INF, -INF, INF)).fullmatch(str(10**15 - 1))
+    assert as_regex(integers_between(-INF, -1, -INF, INF)).fullmatch(str(-(10**16) + 1))
