@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from support.checkpoint import Shape, Style, write_checkpoint
+from support.ports import free_port, wait_for_port
 
 from qvl.convert import Converted, convert
+from qvl.runtime.ggml import library as ggml
 
 settings.register_profile("qvl", deadline=None)  # a busy machine is no failure
 settings.load_profile("qvl")
@@ -30,3 +35,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_shape: Shape)
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Converted:
     """`tiny_checkpoint` as float32 GGUF files; do not change them."""
     return convert(tiny_checkpoint, tmp_path_factory.mktemp("gguf"), "f32", "f32")
+
+
+@pytest.fixture(scope="session")
+def rpc_endpoint() -> Iterator[str]:
+    """HOST:PORT of ggml's RPC server in a process of its own: a device with its own memory."""
+    if not ggml.lib().ggml_backend_reg_by_name(b"RPC"):
+        pytest.skip("llama-cpp-python was built without GGML_RPC")
+    endpoint = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "support.rpc_server", endpoint]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for_port(endpoint)
+            yield endpoint
+        finally:
+            server.kill()

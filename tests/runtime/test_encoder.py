@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.checkpoint import Shape, Style, write_checkpoint
 from support.patterns import pattern
-from support.ports import free_port, wait_for_port
 
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import BackendError, Cancelled, GGUFError, InputError
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.ggml.devices import find_device
 from qvl.runtime.native import kernels
 from qvl.runtime.vision import qwen2_vl
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
@@ -189,23 +185,6 @@ def test_memory_is_linear_in_patches(encoder: VisionEncoder) -> None:
     assert sizes[1] < 4.2 * sizes[0]
 
 
-@pytest.fixture(scope="module")
-def rpc_endpoint() -> Iterator[str]:
-    """ggml's RPC server in a process of its own: a device with its own memory."""
-    if not ggml.lib().ggml_backend_reg_by_name(b"RPC"):
-        pytest.skip("llama-cpp-python was built without GGML_RPC")
-    endpoint = f"127.0.0.1:{free_port()}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "support.rpc_server", endpoint], cwd=Path(__file__).parents[1]
-    )
-    try:
-        wait_for_port(endpoint)
-        yield endpoint
-    finally:
-        server.kill()
-        server.wait()
-
-
 def test_a_device_gives_the_same_embeddings(
     encoder: VisionEncoder, tiny_model: Converted, rpc_endpoint: str
 ) -> None:
@@ -217,13 +196,6 @@ def test_a_device_gives_the_same_embeddings(
         remote._layers = Exact(remote._weights, FlashAttention())  # float32, as on the CPU
         for one, other in zip(remote.encode_patches(inputs), expected, strict=True):
             assert np.array_equal(one.embeddings, other.embeddings)
-
-
-def test_unknown_devices_are_named() -> None:
-    with pytest.raises(InputError, match=r"no device 'tpu7'.*cpu"):
-        find_device("tpu7")
-    with pytest.raises(BackendError, match=r"127\.0\.0\.1:9"):
-        find_device("rpc:127.0.0.1:9")
 
 
 def test_the_text_file_is_no_mmproj(tiny_model: Converted) -> None:
