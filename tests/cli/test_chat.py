@@ -253,3 +253,62 @@ def test_stats_count_what_was_kept(chat: Callable[..., Terminal], picture: Path)
         prompt = terminal.expect(r"prompt +(\d+) tokens, (\d+) kept")
         assert kept_at_least < int(prompt[2]) < int(prompt[1])
         terminal.expect(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def large_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pixels = np.random.default_rng(1).integers(0, 255, (1120, 1120, 3), np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "large.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_looking_ahead_is_called_off(chat: Callable[..., Terminal], large_picture: Path) -> None:
+    terminal = chat("-n", "2")
+    terminal.enter(f"/image {large_picture}")
+    terminal.expect(r"\[large\.png\] >>> $")
+    terminal.enter("/clear")
+    terminal.expect(r"forgotten")
+    terminal.expect(r"\n>>> $")
+    terminal.enter("Hello")
+    terminal.expect(r"\n>>> $")
+    terminal.enter("/stats")
+    assert terminal.expect(r"pictures +(\d+) tokens")[1] == "0"
+    terminal.enter(f"/image {large_picture}")
+    terminal.expect(r"\[large\.png\] >>> $")
+    assert terminal.leave() == 0  # while it is still being looked at
+
+
+def test_ctrl_c_while_a_picture_is_looked_at(chat: Callable[..., Terminal], large_picture: Path) -> None:
+    terminal = chat("-n", "2")
+    terminal.enter(f"{large_picture} What is this?")
+    terminal.expect(r"attached .*\n")
+    terminal.interrupt()
+    terminal.expect(r"\(stopped\)")
+    terminal.expect(r"\[large\.png\] >>> $")  # the question is taken back, the picture stays attached
+    terminal.enter("/clear")
+    terminal.expect(r"\n>>> $")
+    assert terminal.leave() == 0
+
+
+def test_a_folder_of_frames_is_a_video(model: Path, tmp_path: Path) -> None:
+    for i in range(4):
+        Image.new("RGB", (112, 84), (60 * i, 100, 200)).save(tmp_path / f"{i}.png")
+    done = ask(model, "--video", str(tmp_path), "-p", "What happens?", "-n", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    usage = json.loads(done.stdout)["usage"]
+    assert usage["image_tokens"] % 2 == 0
+    assert usage["images_encoded"] == 1
+
+
+def test_a_picture_that_does_not_fit_says_what_would(
+    chat: Callable[..., Terminal], large_picture: Path
+) -> None:
+    terminal = chat("-n", "2", "-c", "512")
+    terminal.enter(f"/image {large_picture}")
+    terminal.expect(r"\(1120 x 1120, 1600 tokens\)")
+    terminal.expect(r">>> $")
+    terminal.enter("What is this?")
+    assert int(terminal.expect(r"--max-pixels (\d+) would fit")[1]) <= 512 * 28 * 28
+    terminal.expect(r"\n>>> $")  # and nothing is attached any more
+    assert terminal.leave() == 0
