@@ -13,10 +13,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from qvl.runtime.vision.preprocess import Preprocessor
 from support.checkpoint import Shape, Style, write_checkpoint
 from support.patterns import pattern
 from support.reference import vision_embeddings
+
+from qvl.runtime.vision.preprocess import Preprocessor
 
 SIZES = [(28, 28), (56, 84), (60, 100), (28, 140), (140, 57), (200, 200)]  # height, width
 
