@@ -299,6 +299,16 @@ class Runner:
             )
         self._ready = graph
 
+    def planned_bytes(self, graph: Graph) -> int:
+        """Bytes that a graph's nodes would take, found without taking them."""
+        lib = ggml.lib()
+        sizes = (ctypes.c_size_t * len(self._backends))()
+        lib.ggml_backend_sched_reset(self._sched)
+        self._ready = None
+        lib.ggml_backend_sched_reserve_size(self._sched, graph.pointer, ctypes.addressof(sizes))
+        lib.ggml_backend_sched_reset(self._sched)
+        return sum(sizes)
+
     def run(
         self, graph: Graph, watch: Callable[[str], bool] | None = None, observer: Observer | None = None
     ) -> None:

@@ -112,6 +112,7 @@ void ggml_backend_free(ggml_backend_t * backend);
 ggml_backend_buffer_t * ggml_backend_cpu_buffer_from_ptr(void * ptr, size_t size);
 ggml_backend_buffer_t * ggml_backend_alloc_ctx_tensors_from_buft(struct ggml_context * ctx, ggml_backend_buffer_type_t * buft);
 size_t ggml_backend_alloc_ctx_tensors_from_buft_size(struct ggml_context * ctx, ggml_backend_buffer_type_t * buft);
+ggml_backend_buffer_t * ggml_backend_buft_alloc_buffer(ggml_backend_buffer_type_t * buft, size_t size);
 const char * ggml_backend_buft_name(ggml_backend_buffer_type_t * buft);
 void ggml_backend_buffer_free(ggml_backend_buffer_t * buffer);
 void ggml_backend_buffer_set_usage(ggml_backend_buffer_t * buffer, enum ggml_backend_buffer_usage usage);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ QUESTIONS: Final = (
     "How many things are there?",
     "What colors do you see?",
 )
+ANSWERS: Final = "answers.json"  # beside qvl's own sample pictures: what to ask, and what is true
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
 
 
@@ -63,12 +63,12 @@ def load_samples(
     if prompts is not None and lines[0].startswith("{"):
         folder = images if images is not None else prompts.parent
         return [_sample(prompts, i, line, folder) for i, line in enumerate(lines, 1)][:limit]
-    own = lines if prompts is not None or images is not None else None
-    pictures = find_pictures(images if images is not None else sample_pictures())
-    asked = _sidecars(pictures, own)
-    if prompts is not None and len(lines) > len(pictures):
-        asked = [(pictures[i % len(pictures)], line) for i, line in enumerate(lines)]
-    return [Sample(prompt, picture) for picture, prompt in asked][:limit]
+    place = images if images is not None else sample_pictures()
+    pictures = find_pictures(place)
+    if prompts is None and (place / ANSWERS).is_file():
+        return _asked(place)[:limit]
+    n = max(len(pictures), len(lines) if prompts is not None else 0)
+    return [Sample(lines[i % len(lines)], pictures[i % len(pictures)]) for i in range(n)][:limit]
 
 
 def find_pictures(place: Path) -> list[Path]:
@@ -100,15 +100,15 @@ def sample_pictures() -> Path:
     raise InputError("this installation has no sample pictures", hint="name a folder with --images")
 
 
-def _sidecars(pictures: Sequence[Path], lines: Sequence[str] | None) -> list[tuple[Path, str]]:
-    """Pictures with their questions: what prompts.json beside them asks, or the lines in turn."""
-    if lines is None:
-        file = pictures[0].parent / "prompts.json"
-        if file.is_file():
-            listed = json.loads(file.read_text(encoding="utf-8"))
-            return [(file.parent / name, prompt) for name, prompts in listed.items() for prompt in prompts]
-        lines = QUESTIONS
-    return [(picture, lines[i % len(lines)]) for i, picture in enumerate(pictures)]
+def _asked(folder: Path) -> list[Sample]:
+    """The questions that a folder's answers.json has about its pictures."""
+    records = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
+    return [
+        Sample(question, folder / record["file"])
+        for record in records
+        if Path(record.get("file", "")).suffix.lower() in SUFFIXES
+        for question, _ in record.get("turns", ())
+    ]
 
 
 def _lines(path: Path) -> list[str]:

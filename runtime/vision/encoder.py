@@ -112,6 +112,15 @@ class VisionEncoder:
         """Memory beside the weights that the last run took."""
         return self._runner.buffer_bytes()
 
+    def planned_bytes(self, grid: Grid) -> int:
+        """Memory beside the weights that a picture of this grid would take, found without taking it."""
+        with self._lock:
+            encoding = qwen2_vl.build(self.config, self._weights, (grid,), self._layers)
+            try:
+                return self._runner.planned_bytes(encoding.graph)
+            finally:
+                encoding.graph.close()
+
     def encode(
         self, images: Sequence[ImageSource], progress: Progress | None = None
     ) -> list[VisionEmbedding]:

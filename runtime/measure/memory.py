@@ -1,0 +1,103 @@
+"""Peak memory of a run, predicted from headers and planned graphs alone: nothing is computed for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvl.runtime.errors import InputError
+from qvl.runtime.find import ModelFiles
+from qvl.runtime.llama.memory import TextMemory, text_memory
+from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.qwen2_vl import CHANNELS, FRAMES_PER_PATCH
+
+_FLOAT: Final = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a conversation with one picture takes at its peak, on the CPU.
+
+    Attributes:
+        process: Python and the libraries, before a model is loaded.
+        vision_weights: the image encoder's file.
+        vision_compute: its graph for the picture.
+        picture: the pixels and patches of it.
+        image_size: width and height, after resizing; None without a picture.
+        image_tokens: what it takes of the context.
+    """
+
+    process: int
+    text: TextMemory
+    vision_weights: int = 0
+    vision_compute: int = 0
+    picture: int = 0
+    image_size: tuple[int, int] | None = None
+    image_tokens: int = 0
+
+    @property
+    def model(self) -> int:
+        """What the model adds to the process."""
+        return self.text.total + self.vision_weights + self.vision_compute + self.picture
+
+    @property
+    def total(self) -> int:
+        return self.process + self.model
+
+
+def predict_memory(
+    files: ModelFiles, *, n_ctx: int, image_size: tuple[int, int] | None = None, max_pixels: int | None = None
+) -> Memory:
+    """What a model takes.
+
+    Args:
+        n_ctx: cells of the context.
+        image_size: width and height of a picture; by default the largest that the model takes.
+        max_pixels: in place of the file's own bound.
+
+    Raises:
+        GGUFError: a damaged file, or not of Qwen2-VL.
+        InputError: a picture of an impossible size.
+    """
+    text = text_memory(files.text, n_ctx=n_ctx)
+    if files.mmproj is None:
+        if image_size is not None:
+            raise InputError(f"{files.text}: has no mmproj, so that it sees no picture")
+        return Memory(resident_bytes(), text)
+    with VisionEncoder(files.mmproj, device="cpu", max_pixels=max_pixels) as encoder:
+        preprocessor = encoder.preprocessor
+        width, height = image_size or _largest(preprocessor.max_pixels, preprocessor.factor)
+        height, width = preprocessor.size(height, width)
+        patch, merge = preprocessor.patch_size, preprocessor.merge_size
+        grid = (1, height // patch, width // patch)
+        n_patches = grid[1] * grid[2]
+        row = CHANNELS * FRAMES_PER_PATCH * patch**2 * _FLOAT
+        compute = encoder.planned_bytes(grid)
+        if encoder.precision == "bfloat16":
+            compute += 2 * 2 * n_patches * encoder.config.n_embd  # the kernels' copy of keys and values
+        return Memory(
+            resident_bytes(),
+            text,
+            encoder.weight_bytes,
+            compute,
+            picture=n_patches * row + height * width * CHANNELS * _FLOAT,
+            image_size=(width, height),
+            image_tokens=n_patches // merge**2,
+        )
+
+
+def resident_bytes() -> int:
+    """Memory of this process as it is; 100 MB, which is near it, where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 100_000_000
+    import os
+
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _largest(max_pixels: int, factor: int) -> tuple[int, int]:
+    side = max(factor, int(max_pixels**0.5) // factor * factor)
+    return side, side
