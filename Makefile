@@ -9,7 +9,7 @@ SOURCES := runtime convert models cli
 PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity lint format package nano bench clean
+.PHONY: help setup demo test parity lint format package readme nano bench clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ package: $(READY)  ## build the wheel and check what is in it
 	rm -rf dist
 	$(PYTHON_IN_VENV) -m pip wheel --quiet --no-deps -w dist .
 	$(PYTHON_IN_VENV) .ci/check_wheel.py dist/qvl-*.whl
+
+readme: $(READY)  ## run what the README shows, and write what comes out into it
+	$(PYTHON_IN_VENV) .ci/refresh_readme.py
 
 nano: $(READY_TRAIN)  ## train the embedded model again, from nothing (hours)
 	$(PYTHON_IN_VENV) -m qvl.models.nano.train.run --work build/nano
