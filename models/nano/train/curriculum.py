@@ -19,11 +19,11 @@ class Stage:
     aux: float = 1.0
 
 
-MIX = {"single": 0.76, "pair": 0.10, "video4": 0.11, "video8": 0.03}
+MIX = {"single": 0.745, "pair": 0.10, "video2": 0.10, "video4": 0.04, "video8": 0.015}
 STAGES = (
     Stage((1.0,), ("describe1", 0.60)),
     Stage(
-        (0.5, 0.5), ("describe2", 0.30), {"single": 0.86, "pair": 0.05, "video4": 0.09}, read=0.18, aux=1.0
+        (0.5, 0.5), ("describe2", 0.30), {"single": 0.86, "pair": 0.05, "video2": 0.09}, read=0.18, aux=1.0
     ),
     Stage((0.25, 0.3, 0.25, 0.08, 0.07, 0.05), ("read", 0.60), MIX, 0.18, 0.0, 2, 2, 0.6),
     Stage((0.2, 0.22, 0.28, 0.08, 0.07, 0.06, 0.05, 0.04), ("read", 0.75), MIX, 0.25, 0.0, 3, 2, 0.4),

@@ -174,20 +174,23 @@ class Attention(nn.Module):
             v,
         )
 
+    def _own(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        b, kv, g, n, d = q.shape
+        scores = (q.reshape(b, kv, g * n, d) @ k.transpose(-1, -2)).view(b, kv, g, n, n)
+        weights = (scores.float() * d**-0.5 + mask[:, None, None]).softmax(-1).to(v.dtype)
+        out = weights.view(b, kv, g * n, n) @ v
+        return out.view(b, self.h, n, d).transpose(1, 2).reshape(b, n, self.h * d)
+
     def forward(
-        self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+        self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Attention's outputs for prefix and slots; in the last layer nobody reads the prefix's."""
         b, np_, _ = p.shape
         _, t, n, _ = s.shape
         g, scale = self.h // self.kv, self.d**-0.5
         pq, pk, pv = self._heads(p, rope[0], rope[1])
         sq, sk, sv = self._heads(s, rope[2], rope[3])
-        scores = (pq.reshape(b, self.kv, g * np_, self.d) @ pk.transpose(-1, -2)).view(
-            b, self.kv, g, np_, np_
-        )
-        weights = (scores.float() * scale + masks[0][:, None, None]).softmax(-1).to(pv.dtype)
-        po = weights.view(b, self.kv, g * np_, np_) @ pv
-        po = po.view(b, self.h, np_, self.d).transpose(1, 2).reshape(b, np_, self.h * self.d)
+        po = None if last else self._own(pq, pk, pv, masks[0])
         far = sq.permute(0, 2, 1, 3, 4, 5).reshape(b, self.kv, t * g * n, self.d) @ pk.transpose(-1, -2)
         far = far.view(b, self.kv, t, g, n, np_).transpose(1, 2)
         near = (sq.reshape(b, t, self.kv, g * n, self.d) @ sk.transpose(-1, -2)).view(b, t, self.kv, g, n, n)
@@ -203,7 +206,7 @@ class Attention(nn.Module):
         so = (w_far @ pv).view(b, self.kv, t, g, n, self.d).transpose(1, 2)
         so = so + (weights[..., np_:].reshape(b, t, self.kv, g * n, n) @ sv).view(b, t, self.kv, g, n, self.d)
         so = so.permute(0, 1, 4, 2, 3, 5).reshape(b, t, n, self.h * self.d)
-        return self.o_proj(po), self.o_proj(so)
+        return None if po is None else self.o_proj(po), self.o_proj(so)
 
 
 class MLP(nn.Module):
@@ -225,11 +228,14 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(c), MLP(c)
 
     def forward(
-        self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...]
+        self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
     ) -> tuple[Tensor, Tensor]:
-        dp, ds = self.self_attn(self.input_layernorm(p), self.input_layernorm(s), rope, masks)
-        p, s = p + dp, s + ds
-        return p + self.mlp(self.post_attention_layernorm(p)), s + self.mlp(self.post_attention_layernorm(s))
+        dp, ds = self.self_attn(self.input_layernorm(p), self.input_layernorm(s), rope, masks, last)
+        s = s + ds
+        if dp is not None:
+            p = p + dp
+            p = p + self.mlp(self.post_attention_layernorm(p))
+        return p, s + self.mlp(self.post_attention_layernorm(s))
 
 
 class Text(nn.Module):
@@ -301,7 +307,7 @@ class Nano(nn.Module):
         masks = (mask_p, mask_far, torch.where(near, 0.0, -1e9))
         middle = p
         for n, layer in enumerate(self.model.layers):
-            p, s = layer(p, s, rope, masks)
+            p, s = layer(p, s, rope, masks, n + 1 == len(self.model.layers))
             if n == 1:
                 middle = p
         return self.model.norm(s), seen, middle

@@ -17,6 +17,7 @@ from qvl.models.nano.train.world import Scene, sample_scene
 SHAPES = {
     "single": Shape(12, 1, 64, 2, 96),
     "pair": Shape(6, 2, 92, 1, 96),
+    "video2": Shape(6, 2, 92, 1, 96),
     "video4": Shape(3, 4, 164, 1, 96),
     "video8": Shape(1, 8, 308, 1, 96),
 }
@@ -140,8 +141,10 @@ def video_sample(rng: np.random.Generator, low: int, high: int) -> Sample:
 def sample(rng: np.random.Generator, bucket: str, stage: Stage) -> Sample:
     if bucket == "pair":
         return pair_sample(rng, stage)
+    if bucket == "video2":
+        return video_sample(rng, 1, 2)
     if bucket == "video4":
-        return video_sample(rng, 1, 4)
+        return video_sample(rng, 3, 4)
     if bucket == "video8":
         return video_sample(rng, 5, 8)
     roll = rng.random()
