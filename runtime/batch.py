@@ -17,16 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.errors import Cancelled
+from qvl.runtime.jobs import Done, Job, Request
 from qvl.runtime.llama.batch import Batch
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.llama.sampler import Sampler, Sampling
+from qvl.runtime.llama.sampler import Sampler
 from qvl.runtime.positions import VisionSpan, mrope_positions
 from qvl.runtime.prompt import ChatTemplate, TextChunk
 from qvl.runtime.tokens import common_prefix
@@ -34,60 +35,6 @@ from qvl.runtime.vision.encoder import VisionEncoder
 
 N_BATCH: Final = 512
 _PREFIX: Final = 0  # the sequence of the shared beginning
-
-
-@dataclass(frozen=True)
-class Job:
-    """A prepared picture with its prompt.
-
-    Attributes:
-        key: the caller's, returned with the result.
-        frames: uint8 [n, h, w, 3], resized to the encoder's size.
-        before, after: the user's words before and after the picture.
-        seeds: one for each sample.
-    """
-
-    key: int
-    frames: NDArray[np.uint8]
-    kind: Literal["image", "video"]
-    before: str
-    after: str
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What came of a job.
-
-    Attributes:
-        texts, finish_reasons: one for each sample.
-        prompt_tokens: KV cells of the prompt; completion_tokens: of all samples.
-        error: why there is no text.
-    """
-
-    key: int
-    texts: tuple[str, ...] = ()
-    finish_reasons: tuple[str, ...] = ()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What all jobs of a run have in common.
-
-    Attributes:
-        start: words that begin every reply; the model goes on from them.
-        grammar: GBNF that what follows must fit.
-    """
-
-    system: str | None = None
-    start: str = ""
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 256
-    grammar: str | None = None
 
 
 @dataclass

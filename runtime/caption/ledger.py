@@ -67,7 +67,7 @@ class Ledger:
 
     Attributes:
         notes: what the user should hear: a torn line repaired, a pass taken up again.
-        crashed: whether the run before this one was killed.
+        crashed: whether the run before this one was killed, or ended with an error.
 
     Raises:
         OutputError: another run has it open; other settings; it cannot be written.
@@ -122,14 +122,6 @@ class Ledger:
         self._by_content = {key: offset for key, offset in self._by_content.items() if offset >= since}
 
     # what is there ---------------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        return len(self._latest)
-
-    @property
-    def n_failed(self) -> int:
-        """Pictures whose latest record is an error."""
-        return sum(entry.failed for entry in self._latest.values())
 
     def failed(self, path: str) -> bool | None:
         """Whether the latest record of a picture is an error; None if it has no record."""
@@ -271,10 +263,14 @@ class Ledger:
         self._write_state(replace(self._state, pass_mode=None, finishing=False, pass_start=0))
         self._repair()
 
-    def close(self) -> None:
-        """Release the file for other runs; what was appended stays whatever happens here."""
+    def close(self, *, clean: bool = True) -> None:
+        """Release the file for other runs; what was appended stays whatever happens here.
+
+        Args:
+            clean: everything that follows from the records, as sidecars do, has been done.
+        """
         with contextlib.suppress(OSError, OutputError):
-            self._write_state(replace(self._state, running=False))
+            self._write_state(replace(self._state, running=not clean))
         self._file.close()
         self._lock.close()
 
@@ -284,7 +280,7 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(clean=kind is None)
 
     # the file beside -------------------------------------------------------------------------------
 

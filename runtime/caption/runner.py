@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Final, Protocol
 
-from qvl.runtime.batch import Done, Job
 from qvl.runtime.caption.book import Book, Result, Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prepare import Ahead, Prepared, Preparer, Rejected
@@ -20,6 +19,7 @@ from qvl.runtime.caption.settings import image_seed
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.caption.wording import Wording
 from qvl.runtime.errors import Cancelled
+from qvl.runtime.jobs import Done, Job
 
 _WAIT: Final = 0.1
 

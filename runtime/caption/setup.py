@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.runtime.batch import N_BATCH, BatchCaptioner, Request
+from qvl.runtime.batch import N_BATCH, BatchCaptioner
 from qvl.runtime.caption.book import Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
@@ -17,7 +17,8 @@ from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.grounding import parse_grounding
-from qvl.runtime.llama.sampler import grammar_from_schema
+from qvl.runtime.jobs import Request
+from qvl.runtime.schema import schema_to_grammar
 from qvl.runtime.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def open_captioner(
         start=options.start_with,
         sampling=replace(model.sampling.override(**options.sampling), seed=0),
         max_tokens=options.max_tokens,
-        grammar=grammar_from_schema(schema) if schema is not None else None,
+        grammar=schema_to_grammar(schema) if schema is not None else None,
     )
     return BatchCaptioner(
         model.text,

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 from support.caption_fakes import FakeCaptioner, runner, said, write_pictures
 
-from qvl.runtime.batch import Done
+from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.ledger import Mode
 from qvl.runtime.caption.record import Record
-from qvl.runtime.errors import Cancelled
+from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.errors import Cancelled, OutputError
+from qvl.runtime.jobs import Done
 
 
 def run(folder: Path, out: Path | None, mode: Mode = "skip", **options: object) -> list[Record]:
@@ -117,6 +119,25 @@ def test_sidecars(tmp_path: Path) -> None:
     assert [Path(r.path).name for r in run(folder, None, sidecar=True)] == ["002.png"]
     run(folder, None, "prepend", sidecar=True)
     assert pictures[0].with_suffix(".txt").read_text().endswith(", by hand\n")
+
+
+def test_a_text_file_that_a_full_disk_prevented_is_written_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    pictures = write_pictures(folder, 6)
+    run(folder, None, sidecar=True)
+    old = {path: path.with_suffix(".txt").read_text().rstrip("\n") for path in pictures}
+
+    def full(self: Sidecars, item: Item, record: Record) -> None:
+        raise OutputError(f"{item.path}: no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError):
+        patch.setattr(Sidecars, "write", full)
+        run(folder, None, "append", sidecar=True)
+    run(folder, None, "append", sidecar=True)
+    for path in pictures:
+        assert path.with_suffix(".txt").read_text() == f"{old[path]}, {old[path]}\n"
 
 
 class Interrupting(FakeCaptioner):

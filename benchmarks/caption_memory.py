@@ -1,0 +1,68 @@
+"""Whether memory stays flat: captions 2,000 pictures of mixed sizes and watches the resident set.
+
+    python benchmarks/caption_memory.py [-m MODEL] [--images 2000]
+
+Prints the resident set after 200 pictures and at the end, and fails if the end is over by more than 5%.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from qvl.runtime import load
+
+
+def rss() -> float:
+    """Resident set of this process, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def write(folder: Path, n: int) -> None:
+    """Pictures from 40 to 1600 pixels a side, in several formats, a few of them broken."""
+    random = np.random.default_rng(0)
+    for i in range(n):
+        w, h = (int(x) for x in np.exp(random.uniform(np.log(40), np.log(1600), 2)))
+        suffix = ("jpg", "png", "webp")[i % 3]
+        coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8))
+        coarse.resize((w, h)).save(folder / f"{i:05}.{suffix}")
+        if i % 97 == 0:
+            (folder / f"{i:05}-broken.jpg").write_bytes(b"\xff\xd8\xff" + random.bytes(100))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-m", "--model")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=16)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, load(args.model) as model:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        write(pictures, args.images)
+        started, seen, end, marks = time.perf_counter(), 0, 0.0, {}
+        for _ in model.caption(pictures, output=Path(folder) / "out.jsonl", max_tokens=args.tokens):
+            seen, end = seen + 1, rss()
+            if seen % 200 == 0:
+                marks[seen] = rss()
+                print(
+                    f"{seen:5} pictures  {marks[seen]:7.1f} MB  "
+                    f"{seen / (time.perf_counter() - started):6.1f} a second"
+                )
+    growth = end / marks[200] - 1
+    print(f"after 200: {marks[200]:.1f} MB, at the end of {seen}: {end:.1f} MB, {growth:+.1%}")
+    sys.exit(growth > 0.05)
+
+
+if __name__ == "__main__":
+    main()
