@@ -127,13 +127,13 @@ class CaptionRun:
             yield ledger
 
     def _drive(self, book: Book) -> int:
-        report = _Report(self.out, book.tally)
+        report = Report(self.out, book.tally)
         with _interrupts(book.stop, self.out), self.out.progress("captioning", "pictures") as bar:
             try:
                 for record in book.run():
                     report.take(record)
                     bar(report.n_finished, book.tally.total, report.label())
-            except Cancelled:
+            except (Cancelled, KeyboardInterrupt):
                 book.tally.interrupted = True
         self.out.note(report.summary())
         if book.tally.interrupted:
@@ -146,9 +146,9 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
     """Ctrl-C finishes what is in flight, a second one stops at once; SIGTERM is a Ctrl-C."""
 
     def handle(number: int, frame: object) -> None:
-        stop.request()
-        if stop.asked == 1:
+        if not stop.soon:
             out.note("finishing the pictures in flight; once more stops at once")
+        stop.request()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -159,7 +159,7 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if stop.soon else handler)
 
 
-class _Report:
+class Report:
     """Words about a run: errors as they come, a line a minute where there is no bar, a summary."""
 
     def __init__(self, out: Output, tally: Tally) -> None:

@@ -37,14 +37,21 @@ class Results(Protocol):
 
 
 class Stop:
-    """How the user ends a run: asked once, it finishes what is in flight; twice, it stops at once."""
+    """How the user ends a run: asked once, it finishes what is in flight; twice, it stops at once.
+
+    Attributes:
+        raises: a second request raises KeyboardInterrupt where it arrives, for runs that wait on others.
+    """
 
     def __init__(self) -> None:
         self.asked = 0
+        self.raises = False
 
     def request(self, *_: object) -> None:
-        """May be a signal handler."""
+        """May be called by a signal handler."""
         self.asked += 1
+        if self.raises and self.now:
+            raise KeyboardInterrupt
 
     @property
     def soon(self) -> bool:

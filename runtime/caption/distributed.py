@@ -102,6 +102,7 @@ class RayRunner(Book):
         block: int = BLOCK,
     ) -> None:
         super().__init__(items, results, sidecars)
+        self.stop.raises = True
         options.prompts()  # a template that cannot be used is an error here, not on every machine
         absolute = replace(
             options,

@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from qvl.runtime.caption.inputs import Item, find_inputs
+from qvl.runtime.caption.inputs import IMAGE_SUFFIXES, Item, find_inputs
 from qvl.runtime.errors import InputError
 
 ALL = ["photos/a.png", "photos/b.JPG", "photos/sub/c.avif", "photos/sub/e.mp4", "photos/z.heic"]
@@ -114,3 +115,12 @@ def test_mirrored_output_stays_below_its_folder(item: Item, expected: str) -> No
 def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
     (tmp_path / b"caf\xe9.png".decode("utf-8", "surrogateescape")).write_bytes(b"x")
     assert paths(str(tmp_path))[0].encode("utf-8", "surrogateescape").endswith(b"caf\xe9.png")
+
+
+def test_every_format_that_pillow_opens_is_known() -> None:
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    no_pictures = {".bufr", ".grib", ".h5", ".hdf", ".fit", ".fits"}  # scientific containers, mere stubs
+    need_programs = {".eps", ".ps", ".wmf", ".emf", ".mpeg", ".mpg"}
+    obscure = {".flc", ".fli", ".ftc", ".ftu", ".gbr", ".iim", ".pcd", ".pxr"}
+    assert known - no_pictures - need_programs - obscure <= IMAGE_SUFFIXES

@@ -17,8 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qvl.cli.caption_run import Report
 from qvl.cli.main import run
+from qvl.cli.output import Output
 from qvl.convert import Converted
+from qvl.runtime.caption.book import Tally
+from qvl.runtime.caption.record import Record
 
 
 class Outcome(NamedTuple):
@@ -183,3 +187,19 @@ def test_a_full_disk_stops_the_run_and_space_resumes_it(
     again = qvl(photos, "-o", "out.jsonl", "--parallel", "1")
     assert again.returncode == 0
     assert f"{6 - n} captioned, {n} were done before" in again.stderr
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    tally = Tally(total=100, skipped=10)
+    report = Report(Output(), tally)
+    for _ in range(30):
+        now += 10
+        tally.done += 1
+        report.take(Record("a.png", "a cat"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "16 of 100, 6 a minute, 14 min 00 s left"
