@@ -82,16 +82,15 @@ class Checkpoint:
                 raise CheckpointError(f"{path}: cannot be mapped: {error}", hint=_DAMAGED) from error
         return self._maps[path]
 
-    def release(self, path: Path, offset: int, nbytes: int) -> None:
-        """Drop a range's pages from this process, so that resident memory stays small.
+    def release(self) -> None:
+        """Drop all mapped pages from this process, so that resident memory stays small.
 
-        The pages stay in the system's cache; touching them again maps them again.
+        They stay in the system's cache; touching one again, even at this moment in another thread, maps
+        it again.
         """
-        shard = self._maps.get(path)
-        if shard is None or not hasattr(shard, "madvise"):  # Windows has no madvise
-            return
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        shard.madvise(mmap.MADV_DONTNEED, start, min(offset + nbytes, len(shard)) - start)
+        for shard in self._maps.values():
+            if hasattr(shard, "madvise"):  # Windows has no madvise
+                shard.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         for shard in self._maps.values():
@@ -244,13 +243,12 @@ def _shards(folder: Path) -> Iterator[Path]:
             )
         yield from (folder / file for file in files)
         return
-    torch = any(folder.glob("pytorch_model*.bin"))
-    raise CheckpointError(
-        f"{folder}: neither {SINGLE} nor {INDEX}",
-        hint="only PyTorch .bin weights are here: save the model as safetensors first"
-        if torch
-        else "pass the folder that holds the model's safetensors files",
-    )
+    hint = "pass the folder that holds the model's safetensors files"
+    if any(folder.glob("pytorch_model*.bin")):
+        hint = "only PyTorch .bin weights are here: save the model as safetensors first"
+    elif (folder / "adapter_config.json").exists():
+        hint = "this is an adapter: merge it into its base model and save that"
+    raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX}", hint=hint)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -60,9 +60,15 @@ def find_source(src: str | Path, *, revision: str | None = None, bars: bool = Fa
         DownloadError: the hub cannot be reached, or has no such repository.
     """
     text, folder = str(src), Path(src).expanduser()
-    if text and folder.is_dir():
+    if not text:
+        raise CheckpointError("no checkpoint given", hint="pass its folder, or a hub id")
+    if folder.is_dir():
         return Source(folder, folder.resolve().name)
-    if folder.exists() or not _REPO.fullmatch(text):
+    if folder.exists():
+        raise CheckpointError(
+            f"{text}: a file, expected a checkpoint's folder", hint="pass the folder it lies in"
+        )
+    if not _REPO.fullmatch(text):
         raise CheckpointError(
             f"{text}: no such folder",
             hint="pass a checkpoint's folder, or a hub id such as Qwen/Qwen2-VL-2B-Instruct",

@@ -34,6 +34,7 @@ from qvl.convert.summary import Converted, summarize, warn
 from qvl.convert.tensor_map import TensorMap, map_tensors
 from qvl.convert.vocab import generation_defaults, read_vocab
 from qvl.convert.writer import OutputFile, output_files
+from qvl.runtime.errors import InputError
 
 
 def convert(
@@ -51,6 +52,7 @@ def convert(
     tensor_types: Iterable[str] = (),
     token_embedding_type: str | None = None,
     output_type: str | None = None,
+    sketch: bool = False,
 ) -> Converted:
     """Convert a Qwen2-VL checkpoint to `NAME-TYPE.gguf` and `mmproj-NAME-TYPE.gguf` in out_dir.
 
@@ -67,9 +69,10 @@ def convert(
         tensor_types: `REGEX=TYPE` overrides by GGUF tensor name, for both files.
         token_embedding_type: type of `token_embd.weight`.
         output_type: type of the output matrix, which a tied model shares with the embedding.
+        sketch: write files of the right size and header that are empty otherwise, to plan with.
 
     Raises:
-        InputError: an unknown type, or one that needs an importance matrix and has none.
+        InputError: an unknown type, one that needs an importance matrix and has none, a name with a folder.
         GGUFError: the importance matrix is damaged.
         CheckpointError: the checkpoint is damaged, incomplete or of another architecture.
         DownloadError: the hub repository cannot be fetched.
@@ -84,7 +87,7 @@ def convert(
         calibrated=imatrix is not None,
     )
     source = find_source(src, revision=revision, bars=progress is not None)
-    name = name or source.name
+    name = output_name(name or source.name)
     config = read_config(source.folder)
     with Checkpoint(source.folder) as checkpoint:
         tensors = map_tensors(config, checkpoint.tensors, str(source.folder))
@@ -125,6 +128,7 @@ def convert(
                 job
                 for file, plan in zip(files, plans, strict=True)
                 for job in _jobs(file, plan, tensors, importance)
+                if not sketch
             ]
             odd = write_tensors(checkpoint, jobs, threads=threads, progress=progress)
     files_done = tuple(summarize(path, plan) for path, plan in zip(paths, plans, strict=True))
@@ -135,6 +139,17 @@ def convert(
         warnings=(*warn(odd, tensors.ignored, plans), *importance.warnings),
         seconds=time.monotonic() - started,
     )
+
+
+def output_name(name: str) -> str:
+    """A name that can stand in a file's.
+
+    Raises:
+        InputError: it is empty, or has a folder in it.
+    """
+    if not name or "/" in name or "\\" in name or "\0" in name:
+        raise InputError(f"{name!r} cannot be a file's name", hint="pass a plain name, without a folder")
+    return name
 
 
 def _jobs(

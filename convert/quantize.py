@@ -1,8 +1,9 @@
 """Rows of a checkpoint into rows of a GGUF file, on all cores and in little memory.
 
 A tensor is cut into chunks of whole rows. A worker takes a chunk from the mapped shard to float32
-(libggml's converters), quantizes it (`ggml_quantize_chunk`), writes it where it belongs and drops the
-pages it read. ctypes lets go of the interpreter's lock for both calls, so threads are enough.
+(libggml's converters), quantizes it (`ggml_quantize_chunk`) and writes it where it belongs. ctypes lets
+go of the interpreter's lock for both calls, so threads are enough. Pages that were read are dropped from
+this process as the work goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
 
 CHUNK: Final = 1 << 18  # elements: a megabyte of float32, near the size of a core's cache
+RELEASE: Final = 32 << 20  # source bytes between two drops: a fault maps more pages than it is asked for
 SOURCE_TYPES: Final[dict[str, tuple[Type, type[np.generic]]]] = {
     "F32": (Type.F32, np.float32),
     "F16": (Type.F16, np.uint16),
@@ -64,7 +66,7 @@ class Odd:
 
     Attributes:
         not_finite: NaN or infinite weights in the source.
-        too_large: finite weights beyond F16's range, written as infinite.
+        too_large: finite weights beyond F16's range, where the type written cannot hold them.
     """
 
     not_finite: int = 0
@@ -106,7 +108,7 @@ def write_tensors(
     n_threads = threads or usable_cores()
     done, total = 0, sum(_source_bytes(job) for job in jobs)
     odd: dict[str, Odd] = {}
-    worker = _Worker(checkpoint)
+    worker = _Worker()
     pending: deque[tuple[_Chunk, Future[Odd]]] = deque()
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="quantize")
 
@@ -116,6 +118,8 @@ def write_tensors(
         found, name = future.result(), chunk.job.planned.tensor.name
         if found:
             odd[name] = odd.get(name, Odd()) + found
+        if (done + chunk.source_bytes) // RELEASE > done // RELEASE:
+            checkpoint.release()
         done += chunk.source_bytes
         if progress is not None:
             progress(done, total, name)
@@ -178,8 +182,7 @@ def source_rows(checkpoint: Checkpoint, job: Job) -> npt.NDArray[Any]:
 class _Worker:
     """What runs in the pool; buffers are kept by thread."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self) -> None:
         self.lib = ggml.lib()
         self.local = threading.local()
 
@@ -187,7 +190,7 @@ class _Worker:
         job, kind = chunk.job, chunk.job.planned.type
         rows = np.require(chunk.rows, requirements=("C", "A"))
         values = self.to_float32(rows, SOURCE_TYPES[job.entry.dtype][0])
-        odd = _odd(values, kind)
+        odd = _odd(values)
         if odd.not_finite and kind not in FLOATS:
             # One NaN would spoil its whole block, and some quantizers abort on it.
             values = np.nan_to_num(values, copy=True, nan=0.0, posinf=0.0, neginf=0.0)
@@ -195,9 +198,10 @@ class _Worker:
             data = rows.data.cast("B")
         else:
             data = self.quantize(values, kind, job.importance)
+        if odd.too_large and self.holds(data, kind):
+            odd = Odd(odd.not_finite)
         n_rows = rows.shape[0]
         job.sink.write_at(job.offset + chunk.row * (len(data) // n_rows), data)
-        self.release(chunk)
         return odd
 
     def buffer(self, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -226,22 +230,21 @@ class _Worker:
         )
         return data.data
 
-    def release(self, chunk: _Chunk) -> None:
-        entry, rows = chunk.job.entry, chunk.rows
-        if chunk.job.planned.tensor.frame is not None:  # strided: the tensor is small, drop all of it
-            self.checkpoint.release(entry.path, entry.offset, entry.nbytes)
-            return
-        base = np.frombuffer(self.checkpoint.map(entry.path), np.uint8, count=1).ctypes.data
-        self.checkpoint.release(entry.path, rows.ctypes.data - base, rows.nbytes)
+    def holds(self, data: memoryview, kind: Type) -> bool:
+        """Whether the written rows are free of infinite values and scales."""
+        if kind in (Type.F32, Type.BF16):
+            return True
+        held = np.frombuffer(data, np.uint8)
+        return bool(self.lib.ggml_validate_row_data(int(kind), held.ctypes.data, held.nbytes))
 
 
-def _odd(values: npt.NDArray[np.float32], kind: Type) -> Odd:
-    # The sum is finite unless a value is not, or sums overflow: cheap for the usual case.
-    with np.errstate(over="ignore", invalid="ignore"):
-        not_finite = 0
-        if not np.isfinite(values.sum()):
-            not_finite = int(values.size - np.count_nonzero(np.isfinite(values)))
-        too_large = 0
-        if kind is Type.F16 and (values.max() > F16_MAX or values.min() < -F16_MAX or not_finite):
-            too_large = int(np.count_nonzero(np.isfinite(values) & (np.abs(values) > F16_MAX)))
-    return Odd(not_finite, too_large)
+def _odd(values: npt.NDArray[np.float32]) -> Odd:
+    # Two quick passes for the usual case: extremes are NaN or infinite where any value is.
+    low, high = values.min(), values.max()
+    if low >= -F16_MAX and high <= F16_MAX:
+        return Odd()
+    finite = np.isfinite(values)
+    return Odd(
+        not_finite=int(values.size - np.count_nonzero(finite)),
+        too_large=int(np.count_nonzero(finite & (np.abs(values) > F16_MAX))),
+    )

@@ -113,6 +113,6 @@ def warn(odd: Mapping[str, Odd], ignored: Sequence[str], plans: Sequence[Sequenc
             fate = "kept" if kind in FLOATS else f"written as 0, since {kind.name} cannot hold them"
             yield f"{name}: {found.not_finite} weights are NaN or infinite ({fate})"
         if found.too_large:
-            yield f"{name}: {found.too_large} weights are beyond F16's range (65504) and become infinite"
+            yield f"{name}: {found.too_large} weights are too large for {types[name].name}"
     if ignored:
         yield f"not used: {', '.join(ignored)}"

@@ -217,7 +217,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "b", large, style)
     size = (folder / "model.safetensors").stat().st_size
     assert size > 190e6
-    assert _peak(folder, tmp_path) - small < 0.2 * size
+    assert _peak(folder, tmp_path) - small < 0.3 * size
 
 
 def _peak(folder: Path, out: Path) -> int:

@@ -177,11 +177,17 @@ def test_names_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_source("../My-Model").folder.samefile(folder)
 
 
-@pytest.mark.parametrize(
-    "src", ["no/such/folder", "nothing", "/a/b", "a//b", "../x/y", "https://hf.co/a/b", ""]
-)
+@pytest.mark.parametrize("src", ["no/such/folder", "nothing", "/a/b", "a//b", "../x/y", "https://hf.co/a/b"])
 def test_what_is_neither_is_refused(src: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder") as caught:
         find_source(src)
     assert "hub id" in str(caught.value.hint)
+
+
+def test_a_file_or_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="a file, expected a checkpoint's folder"):
+        find_source(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match="no checkpoint given"):
+        find_source("")

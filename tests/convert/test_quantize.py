@@ -152,14 +152,19 @@ def test_nan_weights_are_named(tmp_path: Path) -> None:
     assert np.abs(got[3, 5]) < 0.1
 
 
-def test_weights_beyond_f16_are_named(tmp_path: Path) -> None:
+def test_weights_too_large_for_a_type_are_named(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     values = np.zeros((128, 128), np.float32)
     values[0, :2] = 1e6, -7e4
     with_weight(folder, "model.layers.0.self_attn.o_proj.weight", values)
-    (warning,) = convert(folder, tmp_path / "out", "f16", "f16").warnings
-    assert warning.startswith("blk.0.attn_output.weight: 2 weights are beyond F16's range")
-    assert convert(folder, tmp_path / "out", "bf16", "f32").warnings == ()
+    (warning,) = convert(folder, tmp_path, "f16", "f16").warnings
+    assert warning == "blk.0.attn_output.weight: 2 weights are too large for F16"
+    for fits in ("bf16", "f32", "q8_0"):  # 1e6 / 127 is a scale that F16 holds
+        assert convert(folder, tmp_path, fits, "f32", force=True).warnings == ()
+    values[0, 0] = 1e9
+    with_weight(folder, "model.layers.0.self_attn.o_proj.weight", values)
+    (warning,) = convert(folder, tmp_path, "q8_0", "f32", force=True).warnings
+    assert warning == "blk.0.attn_output.weight: 2 weights are too large for Q8_0"
 
 
 def test_unaligned_data_is_read(tmp_path: Path) -> None:

@@ -182,3 +182,10 @@ def test_unknown_types_are_refused_first(tmp_path: Path, options: dict[str, obje
         convert(tmp_path / "missing", tmp_path, **options)  # type: ignore[arg-type]
     assert caught.value.hint
     assert "q4_k_m" in TEXT_RECIPES
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "a\0b"])
+def test_a_name_with_a_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot be a file's name"):
+        convert(tiny_checkpoint, tmp_path / "out", name=name)
+    assert not (tmp_path / "out").exists()
