@@ -14,7 +14,7 @@ from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from qvl.runtime.caption.ledger import Mode
+    from qvl.runtime.caption.state import Mode
 
 _SUFFIX: Final = re.compile(r"\.\w+$")
 _ADDRESS: Final = re.compile(r"ray://\S+|auto|local|[\w.-]+:\d+$")

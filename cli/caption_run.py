@@ -15,10 +15,11 @@ from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output, human_seconds
 from qvl.runtime.caption.book import Book, Results, Stop, Tally
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.ledger import Ledger, Mode
+from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars, ledger_path
+from qvl.runtime.caption.state import Mode
 from qvl.runtime.caption.stream import Stream
 from qvl.runtime.errors import Cancelled, InputError
 from qvl.runtime.find import find_model

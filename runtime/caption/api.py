@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvl.runtime.caption.book import Results
 from qvl.runtime.caption.inputs import find_inputs
-from qvl.runtime.caption.ledger import Ledger, Mode
+from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.setup import open_run
+from qvl.runtime.caption.state import Mode
 from qvl.runtime.caption.stream import Stream
 
 if TYPE_CHECKING:

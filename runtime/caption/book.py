@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.ledger import Mode
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.caption.state import Mode
 from qvl.runtime.caption.wording import join
 
 _RESTORE: Final = 1024  # records of which a crash may have kept the sidecar from being written

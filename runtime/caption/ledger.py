@@ -1,7 +1,7 @@
 """The file of results: locked for one run, appended to durably, and the memory of what has been done.
 
-Beside `out.jsonl` lies `out.jsonl.qvl`, which is locked while a run is on and holds the settings of the
-run and the pass it is in, one JSON object a line, the last one valid.
+Beside `out.jsonl` lies `out.jsonl.qvl` (`StateFile`), which is locked while a run is on and holds the
+settings of the run and the pass it is in.
 
 A record that is done again (`--overwrite`, `--append`, `--retry-errors`) does not replace the earlier one
 at once: it is appended, and supersedes it; when the pass is complete the file is rewritten without what
@@ -14,40 +14,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Self
 
-from qvl.runtime.caption.lock import Lock
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import Settings, changes
+from qvl.runtime.caption.state import Mode, State, StateFile
 from qvl.runtime.caption.table import scan, table_for
-from qvl.runtime.errors import FormatError, OutputError
-
-Mode = Literal["skip", "retry-errors", "overwrite", "append", "prepend"]
-FORMAT: Final = 1
-
-
-@dataclass(frozen=True)
-class _State:
-    """What the file beside the results says.
-
-    Attributes:
-        pass_mode: the pass that is under way, or None.
-        pass_start: offset in the results at which it began.
-        finishing: it is complete but for the rewriting.
-        running: a run has it open, or died.
-    """
-
-    settings: Settings | None = None
-    pass_mode: Mode | None = None
-    pass_start: int = 0
-    finishing: bool = False
-    running: bool = False
+from qvl.runtime.errors import OutputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +66,7 @@ class Ledger:
         self._end = 0
         with _naming(path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path.with_name(f"{self.path.name}.qvl"), path)
+            self._beside = StateFile(self.path.with_name(f"{self.path.name}.qvl"), path)
         try:
             with _naming(path):
                 self._file: BinaryIO = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: PTH123, SIM115
@@ -98,11 +76,11 @@ class Ledger:
                 self._file.close()
                 raise
         except BaseException:
-            self._lock.close()
+            self._beside.close()
             raise
 
     def _begin(self, settings: Settings, accept_changes: bool) -> None:
-        self._state = self._read_state()
+        self._state = self._beside.read()
         self.crashed = self._state.running
         self._repair()
         if self._state.finishing:
@@ -272,7 +250,7 @@ class Ledger:
         with contextlib.suppress(OSError, OutputError):
             self._write_state(replace(self._state, running=not clean))
         self._file.close()
-        self._lock.close()
+        self._beside.close()
 
     def __enter__(self) -> Self:
         return self
@@ -282,23 +260,10 @@ class Ledger:
     ) -> None:
         self.close(clean=kind is None)
 
-    # the file beside -------------------------------------------------------------------------------
-
-    def _read_state(self) -> _State:
-        found: dict[str, Any] = {}
-        for line in self._lock.read().splitlines():
-            with contextlib.suppress(ValueError):  # torn by a crash: the line before it holds
-                found = json.loads(line) or found
-        if found.pop("qvl_caption", FORMAT) != FORMAT:
-            raise FormatError(f"{self._lock.path}: written by another version of qvl", hint="use that one")
-        found.pop("pid", None)
-        return _State(**found)
-
-    def _write_state(self, state: _State) -> None:
+    def _write_state(self, state: State) -> None:
         self._state = state
-        line = json.dumps({"qvl_caption": FORMAT, "pid": os.getpid(), **asdict(state)}, ensure_ascii=False)
         with _naming(self._name):
-            self._lock.append(f"\n{line}\n".encode())  # the line before may be torn
+            self._beside.write(state)
 
 
 def _content_key(sha256: str, prompt: str) -> bytes:

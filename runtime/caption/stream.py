@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from qvl.runtime.caption.ledger import Mode
 from qvl.runtime.caption.record import Record
+from qvl.runtime.caption.state import Mode
 
 _REMEMBERED: Final = 1024
 

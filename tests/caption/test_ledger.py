@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qvl.runtime.caption.ledger import Ledger, Mode
+from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.record import Record
+from qvl.runtime.caption.state import Mode
 from qvl.runtime.errors import FormatError, OutputError
 
 SETTINGS = {"model": "m.gguf (1)", "prompt": "Describe.", "temp": 0.0}

@@ -11,9 +11,9 @@ from PIL import Image
 from support.caption_fakes import FakeCaptioner, runner, said, write_pictures
 
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.ledger import Mode
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.caption.state import Mode
 from qvl.runtime.errors import Cancelled, OutputError
 from qvl.runtime.jobs import Done
 

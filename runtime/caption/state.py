@@ -1,0 +1,101 @@
+"""The file beside the results: locked while a run is on, it keeps the settings and the pass of the run.
+
+One JSON object a line, the last whole one valid, so that a crash while it is written does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from qvl.runtime.caption.settings import Settings
+from qvl.runtime.errors import FormatError, OutputError
+
+Mode: TypeAlias = Literal["skip", "retry-errors", "overwrite", "append", "prepend"]
+FORMAT: Final = 1
+
+if sys.platform == "win32":  # there, to keep two runs apart is the user's part
+
+    def _lock(handle: int) -> None:
+        pass
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the file beside the results says.
+
+    Attributes:
+        pass_mode: the pass that is under way, or None.
+        pass_start: offset in the results at which it began.
+        finishing: it is complete but for the rewriting.
+        running: a run has it open, or died.
+    """
+
+    settings: Settings | None = None
+    pass_mode: Mode | None = None
+    pass_start: int = 0
+    finishing: bool = False
+    running: bool = False
+
+
+class StateFile:
+    """A file that one process at a time has open.
+
+    The lock is the kernel's (`flock`), so it goes with the process, however that ends.
+
+    Args:
+        path: the file; made if it is not there.
+        name: of the results, for the message.
+
+    Raises:
+        OutputError: another process has it. OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, name: Path) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _lock(self._handle)
+        except BlockingIOError as e:
+            os.close(self._handle)
+            raise OutputError(
+                f"{name}: another run is writing to it",
+                hint="wait for it or stop it (Ctrl-C), or choose another output with -o",
+            ) from e
+        except OSError:
+            pass  # a file system without locks, as some network mounts are
+
+    def read(self) -> State:
+        """The last state that was written whole.
+
+        Raises:
+            FormatError: another version of qvl wrote it.
+        """
+        found: dict[str, Any] = {}
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # torn by a crash: the line before it holds
+                found = json.loads(line) or found
+        if found.pop("qvl_caption", FORMAT) != FORMAT:
+            raise FormatError(f"{self.path}: written by another version of qvl", hint="use that one")
+        found.pop("pid", None)
+        return State(**found)
+
+    def write(self, state: State) -> None:
+        """Add a state, durably. Raises OSError."""
+        line = json.dumps({"qvl_caption": FORMAT, "pid": os.getpid(), **asdict(state)}, ensure_ascii=False)
+        os.write(self._handle, f"\n{line}\n".encode())  # the line before may be torn
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        """Let others in."""
+        os.close(self._handle)
