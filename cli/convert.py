@@ -40,6 +40,10 @@ Name = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of the repository.")
 ]
+FitTo = Annotated[
+    str | None,
+    typer.Option("--fit", metavar="SIZE", help="Take the best types that run in SIZE of memory (3GB)."),
+]
 Force = Annotated[bool, options.flag("--force", help="Overwrite files that exist.")]
 
 
@@ -54,15 +58,29 @@ def convert(
     output_type: HeadType = None,
     name: Name = None,
     revision: Revision = None,
+    fit: FitTo = None,
+    ctx_size: options.CtxSize = 8192,
+    max_pixels: options.MaxPixels = None,
     force: Force = False,
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Turn a checkpoint into two GGUF files."""
+    """Turn a checkpoint into two GGUF files.
+
+    --fit counts weights, a context of --ctx-size, and the encoder at work on a picture of --max-pixels.
+    """
     from qvl.convert import convert as run
 
     out = Output(quiet)
+    if fit is not None:
+        from qvl.cli.fit import fitting_types
+
+        text_type, vision_type = fitting_types(
+            src, out_dir, fit, out, n_ctx=ctx_size, max_pixels=max_pixels,
+            imatrix=imatrix, revision=revision, tensor_types=tensor_type or (),
+            token_embedding_type=token_embedding_type, output_type=output_type,
+        )  # fmt: skip
     with out.progress("converting") as advance:
         done = run(
             src,

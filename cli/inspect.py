@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from qvl.runtime.ggml.gguf import GGUFFile
 
 _CONTEXTS: Final = (2048, 8192, 32768)
+_DEFAULT_CONTEXT: Final = 8192  # of chat
 _CTX_PAD: Final = 256  # llama.cpp rounds a context up to this (llama-context.cpp)
 _KV_BYTES: Final = 2  # K and V are kept as F16
 _CONTROL: Final = 3  # LLAMA_TOKEN_TYPE_CONTROL (llama.h)
@@ -27,6 +29,13 @@ def inspect(
     ctx_size: Annotated[
         int | None, typer.Option("-c", "--ctx-size", metavar="N", min=1, help="Tokens of the context.")
     ] = None,
+    memory: Annotated[
+        bool, options.flag("--memory", help="Predict the peak memory of a run of the model, and only that.")
+    ] = False,
+    mmproj: options.Mmproj = None,
+    image_size: Annotated[
+        str | None, typer.Option("--image-size", metavar="WxH", help="Of the picture, for --memory.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -34,6 +43,9 @@ def inspect(
 
     Hyperparameters, tensors and bytes by type, tokenizer, and the memory a context takes.
     """
+    if memory:
+        show_memory(path, mmproj, ctx_size or _DEFAULT_CONTEXT, image_size, json, Output(quiet))
+        return
     from qvl.runtime.ggml.gguf import read_gguf
 
     out = Output(quiet)
@@ -43,6 +55,32 @@ def inspect(
         out.json(reports if path.is_dir() else reports[0], indent=2)
     else:
         out.line("\n\n".join(map(as_text, reports)))
+
+
+def show_memory(
+    path: Path, mmproj: Path | None, n_ctx: int, image_size: str | None, json: bool, out: Output
+) -> None:
+    """Print what a run of the model takes at its peak, on the CPU.
+
+    Raises:
+        InputError: no such model, or not a size.
+    """
+    from qvl.cli.fit import memory_rows
+    from qvl.runtime.find import find_model
+    from qvl.runtime.measure.memory import predict_memory
+
+    size = None
+    if image_size is not None:
+        sides = image_size.lower().split("x")
+        if len(sides) != 2 or not all(side.isdigit() and 0 < int(side) < 1 << 16 for side in sides):
+            raise InputError(f"{image_size!r} is not a size", hint="for example --image-size 1280x720")
+        size = int(sides[0]), int(sides[1])
+    found = predict_memory(find_model(path, mmproj), n_ctx=n_ctx, image_size=size)
+    if json:
+        out.json({**asdict(found), "total": found.total}, indent=2)
+        return
+    rows = [(name, human_bytes(size)) for name, size in memory_rows(found, n_ctx)]
+    out.line(format_table([*rows, ("peak", human_bytes(found.total))]))
 
 
 def gguf_files(path: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from qvl.runtime.llama.memory import TextMemory, text_memory
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.qwen2_vl import CHANNELS, FRAMES_PER_PATCH
 
+USUAL_PIXELS: Final = 1280 * 28 * 28  # 1280 tokens: what a photograph is usually shrunk to
 _FLOAT: Final = 4
 
 
@@ -47,14 +48,18 @@ class Memory:
 
 
 def predict_memory(
-    files: ModelFiles, *, n_ctx: int, image_size: tuple[int, int] | None = None, max_pixels: int | None = None
+    files: ModelFiles,
+    *,
+    n_ctx: int,
+    image_size: tuple[int, int] | None = None,
+    max_pixels: int = USUAL_PIXELS,
 ) -> Memory:
     """What a model takes.
 
     Args:
         n_ctx: cells of the context.
-        image_size: width and height of a picture; by default the largest that the model takes.
-        max_pixels: in place of the file's own bound.
+        image_size: width and height of a picture; by default a square one, as large as the model takes.
+        max_pixels: largest area, if the file's own bound is not smaller.
 
     Raises:
         GGUFError: a damaged file, or not of Qwen2-VL.
@@ -65,9 +70,9 @@ def predict_memory(
         if image_size is not None:
             raise InputError(f"{files.text}: has no mmproj, so that it sees no picture")
         return Memory(resident_bytes(), text)
-    with VisionEncoder(files.mmproj, device="cpu", max_pixels=max_pixels) as encoder:
+    with VisionEncoder(files.mmproj, device="cpu") as encoder:
         preprocessor = encoder.preprocessor
-        width, height = image_size or _largest(preprocessor.max_pixels, preprocessor.factor)
+        width, height = image_size or _largest(min(max_pixels, preprocessor.max_pixels), preprocessor.factor)
         height, width = preprocessor.size(height, width)
         patch, merge = preprocessor.patch_size, preprocessor.merge_size
         grid = (1, height // patch, width // patch)

@@ -88,9 +88,7 @@ class Pair:
         self.text = LlamaModel(files.text, device=device)
         try:
             if files.mmproj is not None:
-                self.vision = VisionEncoder(
-                    files.mmproj, device=device, threads=threads, precision="exact"
-                )
+                self.vision = VisionEncoder(files.mmproj, device=device, threads=threads, precision="exact")
                 self._check_width(self.vision)
             self.template = ChatTemplate(self.text.vocab, self.text.metadata.get("tokenizer.chat_template"))
             self.decoder = Decoder(self.text, n_ctx=n_ctx, threads=threads, observer=observer)
