@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from qvl.cli import cache, caption, chat, convert, imatrix, inspect, models, verify
+from qvl.cli import bench, cache, caption, chat, convert, imatrix, inspect, models, verify
 from qvl.cli.output import Output
 from qvl.runtime.errors import Cancelled, QvlError
 
@@ -31,6 +31,7 @@ app.command("caption")(caption.caption)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("models")(models.models)
+app.command("bench")(bench.bench)
 app.command("cache")(cache.cache)
 app.command("verify")(verify.verify)
 app.command("imatrix")(imatrix.imatrix)
