@@ -43,7 +43,7 @@ def test_its_tables_list_every_option(heading: str) -> None:
     if heading == "Caption":
         section += README.split("\n## Chat\n")[1].split("\n## ")[0]
     listed = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section))
-    options = re.findall(r"^  (-.*?)(?:  |$)", help_of(heading.lower()), re.M)
+    options = re.findall(r"^  (-.*?)(?:  |$)", help_of(heading.lower()).partition("Options:")[2], re.M)
     rare = {"--help", "--name", "--revision", "--json", "--quiet", "--threads"}
     for option in options:
         names = set(re.findall(r"--?[a-z][a-z-]*", option))
