@@ -26,8 +26,8 @@ STAGES = (
         (0.5, 0.5), ("describe2", 0.30), {"single": 0.86, "pair": 0.05, "video2": 0.09}, read=0.18, aux=1.0
     ),
     Stage((0.25, 0.3, 0.25, 0.08, 0.07, 0.05), ("read", 0.60), MIX, 0.18, 0.0, 2, 2, 0.6),
-    Stage((0.2, 0.22, 0.28, 0.08, 0.07, 0.06, 0.05, 0.04), ("read", 0.75), MIX, 0.25, 0.0, 3, 2, 0.4),
-    Stage((0.17, 0.20, 0.30, 0.08, 0.07, 0.07, 0.06, 0.05), None, MIX, 0.27, 0.2, 3, 3, 0.25),
+    Stage((0.17, 0.25, 0.30, 0.1, 0.09, 0.09), ("read", 0.75), MIX, 0.25, 0.0, 3, 2, 0.4),
+    Stage((0.17, 0.22, 0.31, 0.1, 0.1, 0.1), None, MIX, 0.27, 0.2, 3, 3, 0.25),
 )
 # Weight of each task where the scene allows it; grounding in its forms is a large share on purpose.
 TASK_WEIGHTS = {

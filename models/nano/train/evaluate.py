@@ -51,7 +51,7 @@ def _still(task: str, rng: np.random.Generator, shapes: int, *wanted: str) -> It
 
 
 def _count(rng: np.random.Generator, wanted: str) -> Item | None:
-    return _still("count", rng, int(rng.integers(1, 9)), wanted)
+    return _still("count", rng, int(rng.integers(1, 7)), wanted)
 
 
 def _ground(rng: np.random.Generator) -> Item | None:

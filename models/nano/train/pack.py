@@ -188,9 +188,14 @@ class Packer:
             self._corners(out["corners"][i, slot, a:b], ids, turns)
 
     def _corners(self, out: np.ndarray, ids: list[int], turns: tuple[tuple[str, str], ...]) -> None:
-        """The box (x1, y1, x2, y2) in 0 to 1 at each token inside of its brackets, asked or said."""
+        """The box (x1, y1, x2, y2) in 0 to 1 at each token in its brackets, asked or said, and at those
+        between a question and the first box: that is where the thing asked for has to be found.
+        """
         boxes = [m for turn in turns for text in turn for m in BOX.findall(text)]
         starts = [k for k, token in enumerate(ids) if token == self.box_start]
         ends = [k for k, token in enumerate(ids) if token == self.box_end]
         for box, a, b in zip(boxes, starts, ends, strict=True):
             out[a:b] = np.array([int(v) for v in box]) / 1000
+        if len(turns) == 1 and boxes and not BOX.search(turns[0][0]):  # from the end of the question on
+            asked = len(self.encode(turns[0][0]))
+            out[asked : starts[0]] = out[starts[0]]

@@ -68,10 +68,10 @@ def _glyph(name: str, px: int, char: str) -> np.ndarray:
 
 def sample_lines(rng: np.random.Generator, digits: bool, level: int) -> tuple[str, ...]:
     """`level` 1: one short line; 2: one line; 3 and more: up to three lines."""
-    count = 1 if level < 3 else int(rng.choice((1, 2, 3), p=(0.45, 0.35, 0.2)))
+    count = 1 if level < 3 else int(rng.choice((1, 2, 3), p=(0.5, 0.32, 0.18)))
     if not digits:
         return tuple(str(rng.choice(READ_WORDS)) for _ in range(min(count, 2)))
-    longest = {1: 2, 2: 4}.get(level, 6 if count < 3 else 5)
+    longest = {1: 2, 2: 4}.get(level, 5 if count < 3 else 4)
     return tuple(
         "".join(str(d) for d in rng.integers(0, 10, int(rng.integers(1, longest + 1)))) for _ in range(count)
     )

@@ -185,11 +185,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     config = Config(vocab_size=vocabulary.load(NANO).get_vocab_size())
     model = Nano(config)
-    model.init_weights()
-    model.visual.patch_embed.proj.weight.data.copy_(patch_filters(args.seed, config.embed_dim))
+    resumes = (args.work / "last.pt").exists()
+    if not resumes:
+        model.init_weights()
+        model.visual.patch_embed.proj.weight.data.copy_(patch_filters(args.seed, config.embed_dim))
     flat = Flat(model, args.ranks)
     meta: dict[str, Any] = {"step": 0, "stage": 0, "metrics": {}}
-    if (args.work / "last.pt").exists():
+    if resumes:
         saved = torch.load(args.work / "last.pt")
         flat.load(saved["flat"])
         meta = saved["meta"]
