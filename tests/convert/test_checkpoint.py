@@ -91,6 +91,7 @@ DAMAGED = {
     "truncated": safetensors({"a": tensor(shape=[4], offsets=[0, 16])}, bytes(12)),
     "bytes left over": safetensors({"a": tensor()}, bytes(12)),
     "overlap": safetensors({"a": tensor(), "b": tensor(offsets=[4, 12])}, bytes(12)),
+    "overlap that adds up": safetensors({"a": tensor(), "b": tensor(offsets=[4, 12])}, bytes(16)),
     "same range twice": safetensors({"a": tensor(), "b": tensor()}, bytes(8)),
     "hole": safetensors({"a": tensor(), "b": tensor(offsets=[12, 20])}, bytes(20)),
 }

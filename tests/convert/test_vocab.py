@@ -80,15 +80,14 @@ def test_metadata_of_the_file(tiny_model: Converted) -> None:
     assert value["general.sampling.penalty_repeat"] == pytest.approx(1.05)
 
 
-def test_a_merge_may_begin_with_a_hash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["#version: 0.2\n", ""])
+def test_a_merge_may_begin_with_a_hash(tmp_path: Path, version: str) -> None:
     folder = write_checkpoint(tmp_path / "c")
     lines = (folder / "merges.txt").read_text(encoding="utf-8")
     assert "\n# #\n" in lines
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n# #\n" + lines.replace("\n# #\n", "\n"), encoding="utf-8"
-    )
-    merges = vocab_of(folder).merges
-    assert merges[:2] == ("# #", "Ġ Ġ")
+    changed = version + "# #\n" + lines.replace("\n# #\n", "\n")
+    (folder / "merges.txt").write_text(changed, encoding="utf-8")
+    assert vocab_of(folder).merges[:2] == ("# #", "Ġ Ġ")
 
 
 def test_windows_line_ends(tmp_path: Path) -> None:
