@@ -71,7 +71,10 @@ def find_device(name: str = "auto") -> Device:
     if wanted.startswith("rpc:"):
         return _rpc_device(name[4:])
     found = devices()
-    gpus = [d for d in found if d.kind in (DeviceKind.GPU, DeviceKind.IGPU)]
+    # A server that was used once stays registered as a GPU, and may be gone by now: it is used by name alone.
+    gpus = [
+        d for d in found if d.kind in (DeviceKind.GPU, DeviceKind.IGPU) and not d.name.startswith("RPC")
+    ]
     if wanted == "auto":
         return (gpus or [cpu_device()])[0]
     if wanted == "gpu" and gpus:

@@ -57,12 +57,12 @@ def test_other_threads_are_left_alone() -> None:
 
 def test_loading_stops(tiny_model: Converted) -> None:
     with pytest.raises(KeyboardInterrupt):
-        LlamaModel(tiny_model.text, progress=press_ctrl_c)
+        LlamaModel(tiny_model.text, device="cpu", progress=press_ctrl_c)
 
 
 def test_encoding_stops_and_works_again(tiny_model: Converted, capfd: pytest.CaptureFixture[str]) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8)
-    with load(tiny_model.text.parent) as model:
+    with load(tiny_model.text.parent, device="cpu") as model:
         (whole,) = model.vision.encode([picture])
         with pytest.raises(KeyboardInterrupt):
             model.vision.encode([picture], progress=press_ctrl_c)
