@@ -1,0 +1,130 @@
+"""qvl beside llama.cpp's programs, on the same files: llama-mtmd-cli and llama-bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import contenders
+import numpy as np
+from PIL import Image
+
+from qvl.runtime import load
+from qvl.runtime.llama.binding import import_part
+from qvl.runtime.measure.bench import GENERATE_TOKENS, PREFILL_TOKENS, generate_timing, prefill_timing
+from qvl.runtime.model import Model
+
+QUESTION = "What is in this picture?"
+SIZE = 448
+InTurns = Callable[..., dict[str, list[float]]]
+
+
+def measure(
+    args: argparse.Namespace, text: Path, mmprojs: dict[str, Path], in_turns: InTurns
+) -> dict[str, Any]:
+    """Cold starts, warm answers and rates; seconds by name, and tokens a second for the rates."""
+    options = {"rounds": args.rounds, "budget": args.budget}
+    with tempfile.TemporaryDirectory() as folder:
+        cold = in_turns(cold_runs(args, text, mmprojs, Path(folder)), **options)
+    return {
+        "size": SIZE,
+        "cold": cold,
+        "warm": warm(args, text, mmprojs, in_turns, options),
+        "rates": rates(args, text, in_turns, options),
+    }
+
+
+def noise(n: int) -> Any:
+    return np.random.default_rng(n).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+
+def cold_runs(
+    args: argparse.Namespace, text: Path, mmprojs: dict[str, Path], folder: Path
+) -> dict[str, Callable[[int], Any]]:
+    """Whole processes, from their start to the end after one token."""
+    shared = ["-m", text, "-p", QUESTION, "-n", 1, "--temp", 0, "-c", 2048, "-t", args.threads]
+
+    def run(program: list[str], mmproj: Path) -> Callable[[int], Any]:
+        def once(n: int) -> None:
+            picture = folder / f"{n}.png"
+            Image.fromarray(noise(n)).save(picture)
+            command = [*program, *shared, "--mmproj", mmproj, "--image", picture]
+            subprocess.run([str(part) for part in command], check=True, capture_output=True)
+
+        return once
+
+    mtmd = [str(args.peers / "llama-mtmd-cli")]
+    qvl = [sys.executable, "-m", "qvl.cli", "chat", "--no-cache"]
+    return {
+        f"{name} {kind.upper()}": run(program, mmproj)
+        for kind, mmproj in mmprojs.items()
+        for name, program in (("qvl", qvl), ("llama-mtmd-cli", mtmd))
+    }
+
+
+def warm(
+    args: argparse.Namespace, text: Path, mmprojs: dict[str, Path], in_turns: InTurns, options: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Encoding and prefill of a picture and a question with everything loaded.
+
+    llama-mtmd-cli's part is done by the functions that it calls (`mtmd_tokenize`,
+    `mtmd_helper_eval_chunks`), on the prompt that its chat template makes.
+    """
+    turns: dict[str, Callable[[int], Any]] = {}
+    with ExitStack() as stack:
+        for kind, mmproj in mmprojs.items():
+            model = stack.enter_context(load(text, mmproj, device="cpu", threads=args.threads, n_ctx=2048))
+            turns[f"qvl {kind.upper()}"] = _our_answer(model)
+            answer = contenders.mtmd_answer(stack, model.text.handle, mmproj, args.threads)
+            turns[f"llama-mtmd-cli {kind.upper()}"] = lambda n, a=answer: a(noise(n), _prompt(n))
+        return in_turns(turns, **options)
+
+
+def _our_answer(model: Model) -> Callable[[int], Any]:
+    def once(n: int) -> None:
+        session = model.session()
+        part = {"type": "text", "text": f"{QUESTION} ({n})"}
+        message = {"role": "user", "content": [{"type": "image", "image": noise(n)}, part]}
+        stream = session.generate([message], max_tokens=1, temperature=0.0)
+        next(stream, None)
+        stream.cancel()
+        stream.result()
+        session.close()
+
+    return once
+
+
+def _prompt(n: int) -> bytes:
+    marker = import_part("mtmd_cpp").mtmd_default_marker().decode()
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{marker}{QUESTION} ({n})<|im_end|>\n<|im_start|>assistant\n"
+    ).encode()
+
+
+def rates(
+    args: argparse.Namespace, text: Path, in_turns: InTurns, options: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Tokens a second of reading and writing, ours and llama-bench's."""
+    command = [args.peers / "llama-bench", "-m", text, "-t", args.threads, "-r", 1, "-o", "json"]
+
+    def peer(flags: list[Any]) -> float:
+        whole = [str(part) for part in (*command, *flags)]
+        done = subprocess.run(whole, check=True, capture_output=True, text=True)
+        return float(json.loads(done.stdout)[0]["avg_ts"])
+
+    with load(text, None, device="cpu", threads=args.threads) as model:
+        turns: dict[str, Callable[[int], Any]] = {
+            "qvl prefill": lambda n: PREFILL_TOKENS / prefill_timing(model, PREFILL_TOKENS, 1).median,
+            "llama-bench prefill": lambda n: peer(["-p", PREFILL_TOKENS, "-n", 0]),
+            "qvl generation": lambda n: GENERATE_TOKENS / generate_timing(model, GENERATE_TOKENS, 1).median,
+            "llama-bench generation": lambda n: peer(["-p", 0, "-n", GENERATE_TOKENS]),
+        }
+        return in_turns(turns, **options)

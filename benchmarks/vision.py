@@ -1,0 +1,221 @@
+"""The image encoder against llama.cpp's and transformers', on random weights of Qwen2-VL-2B's shape.
+
+    python benchmarks/vision.py                     makes the files it needs in a temporary folder
+    python benchmarks/vision.py --whole --peers "$(benchmarks/peers.sh)"
+                                                    also against llama-mtmd-cli and llama-bench
+
+Writes benchmarks/vision.json, and from it benchmarks/vision.svg and a section of benchmarks/README.md.
+Contenders take turns, picture by picture, in one process, on the same files and a new picture each round;
+ratios are of medians. What is not measured this time stays in the JSON as it was, so that a long run can
+be made in parts. transformers takes part where torch is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import contenders
+import numpy as np
+import programs
+import random_model
+import report
+from contenders import Contender, Picture
+
+from qvl.runtime.ggml.devices import default_threads
+from qvl.runtime.measure.machine import describe_machine
+from qvl.runtime.measure.profile import profile
+from qvl.runtime.vision.encoder import VisionEncoder
+
+HERE = Path(__file__).resolve().parent
+SIZES = ("224", "448", "896", "1344", "1600x400")
+TYPES = ("f16", "q8_0", "q4_k")
+SECTIONS = ("encode", "profile", "packing", "programs")
+PACK = 8
+WARM_PATCHES = 1024  # beyond, a round that does not count costs more than it tells
+Clock = Callable[[], float]
+
+
+def picture(width: int, height: int, seed: int) -> Picture:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels, cut to whole tokens, so that nobody resizes: "1600x400" is (1596, 392)."""
+    width, _, height = text.partition("x")
+    return int(width) // 28 * 28, int(height or width) // 28 * 28
+
+
+def in_turns(
+    runs: dict[str, Callable[[int], Any]],
+    rounds: int,
+    budget: float,
+    clock: Clock = time.perf_counter,
+    warm: bool = True,
+) -> dict[str, list[float]]:
+    """What every run took, by name: seconds, or what it returned if that is a float.
+
+    Args:
+        runs: called with the number of the round.
+        budget: seconds after which no round begins, when there has been one that counts.
+        warm: begin with a round that does not count.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in runs}
+    started = time.perf_counter()
+    for number in range(0 if warm else 1, rounds + 1):
+        if number > 1 and time.perf_counter() - started > budget:
+            break
+        for name, run in runs.items():
+            before = clock()
+            value = run(number)
+            seconds = clock() - before
+            if number:
+                measured[name].append(value if isinstance(value, float) else seconds)
+        last = ", ".join(f"{name} {values[-1]:.3g}" for name, values in measured.items() if values)
+        print(f"  round {number}: {last or 'does not count'}", file=sys.stderr)
+    return measured
+
+
+class Encode:
+    """All encoders at every size."""
+
+    def __init__(self, args: argparse.Namespace, text: Path, mmprojs: dict[str, Path]) -> None:
+        self.args, self.text, self.mmprojs = args, text, mmprojs
+
+    def contenders(self, stack: ExitStack) -> list[Contender]:
+        threads, found = self.args.threads, []
+        for kind, path in self.mmprojs.items():
+            found.append(contenders.ours(stack, path, kind, threads))
+            found.append(contenders.mtmd(stack, self.text, path, kind, threads))
+        try:
+            found.append(contenders.transformers(next(iter(self.mmprojs.values())), threads))
+        except ImportError as e:
+            print(f"without transformers: {e}", file=sys.stderr)
+        return found
+
+    def check(self, found: list[Contender]) -> None:
+        """Both sides must see the same: their embeddings differ by rounding alone."""
+        by_name = {c.name: c.encode(picture(112, 84, 0)) for c in found}
+        for name, embeddings in by_name.items():
+            other = by_name.get(name.replace("qvl", "mtmd", 1), embeddings)
+            error = float(np.linalg.norm(embeddings - other) / np.linalg.norm(other))
+            if embeddings.shape != other.shape or error > 0.1:
+                raise SystemExit(f"{name} and mtmd disagree: relative error {error:.3f}")
+
+    def run(self) -> dict[str, Any]:
+        results = {}
+        with ExitStack() as stack:
+            found = self.contenders(stack)
+            self.check(found)
+            for size in self.args.sizes:
+                width, height = parse_size(size)
+                print(size, file=sys.stderr)
+                turns: dict[str, Callable[[int], Any]] = {
+                    c.name: (lambda n, c=c, w=width, h=height: c.encode(picture(w, h, n))) for c in found
+                }
+                patches = (width // 28) * (height // 28) * 4
+                warm = patches <= WARM_PATCHES
+                seconds = in_turns(turns, self.args.rounds, self.args.budget, self.args.timer, warm)
+                results[size] = {**conditions(self.args), "patches": patches, "seconds": seconds}
+        return results
+
+
+def measure_profile(args: argparse.Namespace, mmprojs: dict[str, Path]) -> dict[str, Any]:
+    """Where our time goes, at each size for each type."""
+    results: dict[str, Any] = {}
+    for kind, path in mmprojs.items():
+        with VisionEncoder(path, device="cpu", threads=args.threads) as encoder:
+            for size in args.profile_sizes:
+                width, height = parse_size(size)
+                patches = encoder.preprocessor.image(picture(width, height, 0))
+                found = profile(encoder, [patches], args.timer)
+                results.setdefault(size, {})[kind] = found
+    return {**conditions(args), "seconds": results}
+
+
+def measure_packing(args: argparse.Namespace, mmproj: Path) -> dict[str, Any]:
+    """Eight pictures in one call against one call each."""
+    with VisionEncoder(mmproj, device="cpu", threads=args.threads) as encoder:
+        pictures = [picture(224, 224, seed) for seed in range(PACK)]
+        turns: dict[str, Callable[[int], Any]] = {
+            "together": lambda n: encoder.encode(pictures),
+            "apart": lambda n: [encoder.encode([each]) for each in pictures],
+        }
+        return {**conditions(args), "seconds": in_turns(turns, args.rounds, args.budget, args.timer)}
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
+    return {"threads": args.threads, "clock": args.clock}
+
+
+def measure(args: argparse.Namespace, work: Path, results: dict[str, Any]) -> None:
+    if {"encode", "profile", "packing"} & {*args.sections}:
+        text, mmprojs = random_model.files(work, random_model.SEEING, args.types)
+        if "encode" in args.sections:
+            results.setdefault("encode", {}).update(Encode(args, text, mmprojs).run())
+        if "profile" in args.sections:
+            results["profile"] = measure_profile(args, mmprojs)
+        if "packing" in args.sections:
+            results["packing"] = measure_packing(args, mmprojs.get("q8_0", next(iter(mmprojs.values()))))
+    if "programs" in args.sections and args.peers and (args.whole or args.text):
+        pair = (args.text, args.mmproj)
+        if args.whole:
+            whole, made = random_model.files(work, random_model.WHOLE, ["f16", "q8_0"])
+            pair = (whole, made)
+        elif args.mmproj is not None:
+            pair = (args.text, dict(zip(("f16", "q8_0"), args.mmproj, strict=False)))
+        results["programs"] = {**conditions(args), **programs.measure(args, *pair, in_turns)}
+    results["machine"] = describe_machine().as_dict()
+    results["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, help="keep the made files here, for the next run")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
+    parser.add_argument("--sizes", nargs="+", default=[*SIZES], metavar="W[xH]")
+    parser.add_argument("--profile-sizes", nargs="+", default=["448", "896"], metavar="W[xH]")
+    parser.add_argument("--types", nargs="+", default=[*TYPES])
+    parser.add_argument("--rounds", type=int, default=3, help="that count, after a first that does not")
+    parser.add_argument("--budget", type=float, default=180.0, help="seconds a size may take, about")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's own time")
+    parser.add_argument("--whole", action="store_true", help="make a random model of full size too (12 GB)")
+    parser.add_argument("--text", type=Path, help="in place of --whole: a text GGUF of full size")
+    parser.add_argument("--mmproj", type=Path, nargs=2, metavar=("F16", "Q8_0"), help="that go with --text")
+    parser.add_argument("--peers", type=Path, help="folder of llama-mtmd-cli and llama-bench")
+    parser.add_argument("--results", type=Path, default=HERE / "vision.json")
+    parser.add_argument("--report", action="store_true", help="only write the report from the results")
+    args = parser.parse_args()
+    args.timer = time.perf_counter
+    if args.clock == "cpu":
+        args.threads, args.timer = 1, time.process_time
+    results = json.loads(args.results.read_text()) if args.results.exists() else {}
+    if not args.report:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(args, args.work or Path(folder), results)
+        args.results.write_text(json.dumps(rounded(results), indent=1) + "\n")
+    report.write(results, args.results.with_suffix(".svg"), args.results.with_name("README.md"))
+
+
+def rounded(value: Any) -> Any:
+    """Seconds to four significant digits."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

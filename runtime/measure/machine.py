@@ -1,0 +1,122 @@
+"""The machine that something is measured on, as far as it bears on speed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import cpu_device, default_threads, devices
+from qvl.runtime.native import kernels
+
+_NO_INSTRUCTIONS: Final = ("OPENMP", "REPACK", "LLAMAFILE", "KLEIDIAI", "ACCELERATE")
+
+
+class _Feature(ctypes.Structure):
+    """`struct ggml_backend_feature` (ggml-backend.h)."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_char_p))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes.
+
+    Attributes:
+        cores: physical ones that this process may use.
+        instructions: sets that ggml was compiled to use.
+        build: how else ggml was compiled.
+        devices: beside the CPU.
+        native: whether qvl's own kernels run here.
+        ggml: its version.
+    """
+
+    cpu: str
+    system: str
+    cores: int
+    logical: int
+    memory_bytes: int
+    instructions: tuple[str, ...]
+    build: tuple[str, ...]
+    devices: tuple[str, ...]
+    native: bool
+    ggml: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe_machine() -> Machine:
+    """This machine."""
+    features = _cpu_features()
+    return Machine(
+        cpu=_cpu_name(),
+        system=f"{platform.system()} {platform.machine()}",
+        cores=default_threads(),
+        logical=os.cpu_count() or 1,
+        memory_bytes=cpu_device().memory()[1],
+        instructions=tuple(name for name in features if name not in _NO_INSTRUCTIONS),
+        build=tuple(name for name in features if name in _NO_INSTRUCTIONS),
+        devices=tuple(f"{d.name}: {d.description}" for d in devices() if not d.is_cpu),
+        native=kernels() is not None,
+        ggml=_ggml_version(),
+    )
+
+
+def _cpu_features() -> list[str]:
+    """Names of what the CPU backend was compiled with (`ggml_backend_get_features`)."""
+    lib = ggml.lib()
+    reg = lib.ggml_backend_dev_backend_reg(cpu_device().handle)
+    address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_get_features")
+    if not address:
+        return []
+    # ggml_backend_feature * ggml_backend_get_features(ggml_backend_reg_t reg), ended by a null name
+    get = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(address)
+    found, i, names = get(reg), 0, []
+    while found[i].name:
+        if found[i].value != b"0":
+            names.append(found[i].name.decode())
+        i += 1
+    return names
+
+
+def _ggml_version() -> str:
+    function = getattr(ggml.lib().handles[0], "ggml_version", None)
+    if function is None:
+        return "unknown"
+    function.restype = ctypes.c_char_p
+    version: bytes = function()
+    return version.decode()
+
+
+def _cpu_name() -> str:
+    if sys.platform.startswith("linux"):
+        try:
+            text = Path("/proc/cpuinfo").read_text(errors="replace")
+        except OSError:
+            text = ""
+        for line in text.splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.stdout.strip():
+            return done.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """The most memory this process has had resident, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
