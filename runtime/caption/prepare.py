@@ -117,9 +117,8 @@ class Ahead:
         self,
         items: Iterable[Item],
         prepare: Callable[[Item], Prepared | Rejected],
-        *,
-        threads: int = 2,
-        ahead: int = 8,
+        threads: int,
+        ahead: int,
     ) -> None:
         self._items: Iterator[Item] = iter(items)
         self._prepare = prepare

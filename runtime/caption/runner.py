@@ -22,6 +22,7 @@ from qvl.runtime.errors import Cancelled
 from qvl.runtime.jobs import Done, Job
 
 _WAIT: Final = 0.1
+_AHEAD: Final = 6
 
 
 class Captioner(Protocol):
@@ -81,8 +82,8 @@ class Runner(Book):
             OutputError: the disk is full or fails. All that was yielded is safe.
             Cancelled: told to stop at once.
         """
-        threads = self.plan.threads
-        with closing(Ahead(self.todo(), self.plan.prepare, threads=threads, ahead=2 * threads + 4)) as ahead:
+        n_ahead = self.plan.threads + max(_AHEAD, self.captioner.free)
+        with closing(Ahead(self.todo(), self.plan.prepare, self.plan.threads, n_ahead)) as ahead:
             while not (self.stop.soon or ahead.exhausted) or self.captioner.busy:
                 yield from self.keep(self._feed(ahead))
                 if self.stop.now:
@@ -94,8 +95,10 @@ class Runner(Book):
     def _feed(self, ahead: Ahead) -> list[Result]:
         """Hand prepared pictures to the captioner while it takes them; results of those that need none."""
         results: list[Result] = []
+        # With nothing under way, a moment's wait lets the first pictures start together.
+        wait = 0.0 if self.captioner.busy else _WAIT
         while not (self.stop.soon or ahead.exhausted) and self.captioner.free > 0:
-            prepared = ahead.take(0 if self.captioner.busy or results else _WAIT)
+            prepared = ahead.take(0.0 if results else wait)
             if prepared is None:
                 break
             if isinstance(prepared, Rejected):
