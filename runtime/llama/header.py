@@ -32,6 +32,8 @@ class TextHparams:
         n_ctx_train: the context it was trained with, in tokens.
         n_head_kv: key-value heads (grouped-query attention).
         rope_sections: rotary pairs of the time, height and width positions; their sum is head_dim / 2.
+        rope_freq_base: theta of the rotary embedding.
+        rms_epsilon: of the RMS norms.
         n_vocab: rows of the embedding, padding rows included.
     """
 
@@ -42,6 +44,8 @@ class TextHparams:
     n_head: int
     n_head_kv: int
     rope_sections: tuple[int, int, int]
+    rope_freq_base: float
+    rms_epsilon: float
     n_vocab: int
 
     @property
@@ -97,6 +101,8 @@ def _hparams(gguf: GGUFFile) -> TextHparams:
         n_head=n_head,
         n_head_kv=n_head_kv,
         rope_sections=sections,
+        rope_freq_base=get.positive("rope.freq_base", default=1e4),
+        rms_epsilon=get.positive("attention.layer_norm_rms_epsilon"),
         n_vocab=embedding.shape[0] if embedding is not None else 0,
     )
     if n_embd % n_head or n_head % n_head_kv:
@@ -113,8 +119,6 @@ def _hparams(gguf: GGUFFile) -> TextHparams:
     scaling = gguf.metadata.get(f"{ARCHITECTURE}.rope.scaling.type", "none")
     if scaling not in _ROPE_SCALING:
         raise get.error(f"rope.scaling.type is {scaling!r}, expected one of {sorted(_ROPE_SCALING)}")
-    get.positive("attention.layer_norm_rms_epsilon")
-    get.positive("rope.freq_base", default=1e4)
     return hparams
 
 

@@ -16,6 +16,7 @@ from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.llama.header import TextHparams, check_text_file
 from qvl.runtime.llama.vocab import Vocab
 
@@ -67,6 +68,7 @@ class LlamaModel:
         self.n_gpu_layers = n_gpu_layers if self.devices else 0
         self._c = llama()
         self._handle: int | None = self._load(use_mmap, progress)
+        restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
         self.vocab = Vocab(self.handle, str(self.path))
 
     @property

@@ -82,7 +82,7 @@ CONVERSATIONS: dict[str, list[Message]] = {
 }  # fmt: skip
 """Messages by name. Pictures are small; "large image" has 195 tokens."""
 
-LONG = [user(" ".join(f"{i}. {LANGUAGES}" for i in range(6)))]
+LONG = [user(" ".join(f"{i}. {LANGUAGES}" for i in range(3)))]
 """Longer than the micro-batch."""
 
 PLAIN = (
