@@ -6,16 +6,17 @@ keep of the old prompt is for the session to find out.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvl.cli.attachments import Attachment
+from qvl.cli.background import Background
 from qvl.cli.options import SamplingOptions
 from qvl.cli.sessions import Saved
-from qvl.runtime.errors import Cancelled, InputError, QvlError
+from qvl.runtime.errors import InputError, QvlError
 from qvl.runtime.grounding import Box, Event, GroundingParser
 
 if TYPE_CHECKING:
@@ -79,18 +80,19 @@ class Conversation:
         attached, self.pending = self.pending, []
         self.messages.append({"role": "user", "content": content})
         pieces: list[str] = []
+        finished = False
         try:
             yield from self._answer(pieces, progress)
+            finished = True
         finally:
-            if pieces:
+            if pieces or finished:
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
             else:
                 self.messages.pop()
                 self.pending = attached
 
     def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
-        self.reply = None
-        self.boxes, self.problems = [], []
+        self._forget_reply()
         parser = GroundingParser(self.picture_size())
         stream = self._session.generate(
             self._prompt(),
@@ -164,7 +166,10 @@ class Conversation:
         self._eager.cancel()
         self.messages.clear()
         self.pending.clear()
-        self.reply = None
+        self._forget_reply()
+
+    def _forget_reply(self) -> None:
+        self.reply, self.boxes, self.problems = None, [], []
 
     def undo(self) -> tuple[str, list[Attachment]]:
         """Take back the last question with its reply; returns what was asked, and about what.
@@ -175,7 +180,7 @@ class Conversation:
         if not self.messages:
             raise InputError("nothing has been said yet")
         self._eager.cancel()
-        self.reply = None
+        self._forget_reply()
         while (message := self.messages.pop())["role"] != "user":
             pass
         return _split(message["content"])
@@ -244,6 +249,15 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: it cannot be read.
     """
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:  # opening it says what is wrong
+        changed = 0
+    return _size_of(path, changed)
+
+
+@lru_cache(maxsize=64)
+def _size_of(path: Path, changed: int) -> tuple[int, int]:
     from qvl.runtime.vision.image import open_picture
 
     width, height = open_picture(path).size
@@ -255,61 +269,3 @@ def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:
         return content, []
     text = "\n".join(part["text"] for part in content if part["type"] == "text")
     return text, [Attachment.of_part(part) for part in content if part["type"] in ("image", "video")]
-
-
-class Background:
-    """One piece of work in a thread, which can be called off or waited for."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._cancel = threading.Event()
-        self._error: Exception | None = None
-        self._progress: Progress | None = None
-
-    def start(self, work: Callable[[threading.Event, Progress], Any]) -> None:
-        """Begin; what was under way is called off first."""
-        self.cancel()
-        self._cancel, self._error, self._progress = threading.Event(), None, None
-        cancel = self._cancel
-
-        def run() -> None:
-            try:
-                work(cancel, self._report)
-            except Cancelled:
-                return
-            except Exception as e:
-                self._error = e
-
-        self._thread = threading.Thread(target=run, name="look-ahead", daemon=True)
-        self._thread.start()
-
-    def _report(self, stage: str, fraction: float) -> None:
-        if self._progress is not None:
-            self._progress(stage, fraction)
-
-    @property
-    def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def cancel(self) -> None:
-        """Call it off and wait until it has stopped."""
-        self._cancel.set()
-        self._join()
-        self._error = None
-
-    def wait(self, progress: Progress | None = None) -> None:
-        """Wait for the end, and show from here on how far it is.
-
-        Raises:
-            Exception: what the work has raised.
-        """
-        self._progress = progress
-        self._join()
-        error, self._error = self._error, None
-        if error:
-            raise error
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None

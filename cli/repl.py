@@ -90,26 +90,36 @@ class Repl:
         return f" ({width} x {height}, {vision.n_tokens(height, width)} tokens)"
 
     def ask(self, text: str) -> None:
-        """Stream the reply to stdout and keep the conversation for `--continue`."""
-        written = False
+        """Stream the reply to stdout and keep the conversation for `--continue`.
+
+        Ctrl-C goes through, when what was said until then has been finished off.
+        """
+        replied = False
         try:
             with self.out.progress("", "%", delay=_BAR_AFTER) as bar:
                 for piece in self.conversation.ask(text, lambda *at: bar(at[1], 1.0, self._stage(*at))):
                     bar.close()
                     if not self.as_json:
                         self.out.write(piece)
-                    written = True
+                    replied = True
+            replied = True
         finally:
-            if written:
-                if not self.as_json:
-                    self.out.line()
-                sessions.save(sessions.LAST, self.conversation.saved())
+            if replied:
+                self._finish_reply()
+
+    def _finish_reply(self) -> None:
         if self.as_json:
             self.out.json(reply_json(self.conversation))
+        else:
+            self.out.line()
         for problem in self.conversation.problems:
             self.out.warn(problem)
         if self.out.verbose:
             self.show_stats()
+        try:
+            sessions.save(sessions.LAST, self.conversation.saved())
+        except OutputError as e:  # no home to write to: only --continue needs it
+            self.out.detail(e.message)
 
     def _stage(self, stage: str, share: float) -> str:
         """What the model is at, in words."""

@@ -60,7 +60,7 @@ def save(name: str, saved: Saved) -> Path:
         "messages": saved.messages,
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said of pictures is private
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as f:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qvl.cli.background import Background
 from qvl.cli.commands import COMMANDS, Leave
-from qvl.cli.conversation import Background, Conversation
+from qvl.cli.conversation import Conversation
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.repl import Repl
@@ -38,7 +40,7 @@ class RoteSession:
     def generate(self, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
         self.prompts.append(messages)
         self.settings.append(kwargs)
-        words = re.split(r"(?<= )", self.answer.format(len(self.prompts)))
+        words = [word for word in re.split(r"(?<= )", self.answer.format(len(self.prompts))) if word]
         return RoteStream(words, self.interrupt_after)
 
     def prefill(self, messages: list[dict[str, Any]], **kwargs: Any) -> None:
@@ -60,7 +62,7 @@ class RoteStream:
         self.pieces = []
 
     def result(self) -> Reply:
-        return Reply("".join(self.pieces), (), "stop")
+        return Reply("".join(self.pieces), (), "stop" if self.pieces else "cancelled")
 
 
 @pytest.fixture
@@ -194,6 +196,35 @@ def test_an_interrupt_before_the_reply_takes_the_question_back(
     session.interrupt_after = None
     repl.handle("second?")
     assert session.prompts[-1] == [question(picture, "second?")]
+
+
+def test_an_empty_reply_is_a_reply(
+    repl: Repl, session: RoteSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.answer = ""
+    repl.handle("first?")
+    assert capsys.readouterr().out == "\n"
+    session.answer = "reply {}"
+    repl.handle("second?")
+    assert [m["content"] for m in session.prompts[-1]] == ["first?", "", "second?"]
+
+
+def test_a_home_that_cannot_be_written_is_no_failure(
+    repl: Repl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    repl.handle("first?")
+    assert capsys.readouterr() == ("reply 1 end\n", "")
+
+
+def test_json_of_an_interrupted_reply(
+    repl: Repl, session: RoteSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repl.as_json, session.interrupt_after = True, 1
+    with pytest.raises(KeyboardInterrupt):
+        repl.handle("first?")
+    assert json.loads(capsys.readouterr().out)["finish_reason"] == "cancelled"
 
 
 def test_clear_forgets_all_but_the_settings(repl: Repl, session: RoteSession, picture: Path) -> None:
