@@ -3,7 +3,7 @@
 # llama-cpp-python source package and against the libraries of the installed one:
 #
 #     benchmarks/peers.sh            prints the folder of llama-server, llama-mtmd-cli, llama-bench,
-#                                    llama-quantize; the first time it takes some minutes
+#                                    llama-quantize, llama-imatrix; the first time it takes some minutes
 #
 # PYTHON         of the environment that qvl is installed in (default: .venv/bin/python)
 # PEERS_DIR      where to build (default: ${XDG_CACHE_HOME:-~/.cache}/qvl/peers)
@@ -15,7 +15,7 @@ python=${PYTHON:-.venv/bin/python}
 version=$(sed -n 's/^llama_cpp_python==//p' constraints.txt)
 dir=${PEERS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/qvl/peers}/$version
 bin=$dir/build/bin
-programs=(llama-server llama-mtmd-cli llama-bench llama-quantize)
+programs=(llama-server llama-mtmd-cli llama-bench llama-quantize llama-imatrix)
 
 built() { for program in "${programs[@]}"; do [ -x "$bin/$program" ] || return 1; done; }
 
