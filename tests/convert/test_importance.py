@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.checkpoint import Shape, Style, write_checkpoint
+from support.gguf_bytes import tensor_bytes
 
 from qvl.convert import Converted, convert
 from qvl.convert.checkpoint import Checkpoint
@@ -67,14 +68,6 @@ def quantize_by_llama(source: Path, out: Path, name: str, imatrix: Path, dry_run
         item.size = values.size
     params.imatrix = array
     assert c.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
-
-
-def tensor_bytes(path: Path) -> dict[str, tuple[str, bytes]]:
-    data = path.read_bytes()
-    return {
-        name: (info.type.name, data[info.offset : info.offset + info.nbytes])
-        for name, info in read_gguf(path).tensors.items()
-    }
 
 
 @pytest.mark.parametrize("name", [n for n in TEXT_RECIPES if n not in ("f32", "f16", "bf16")])
