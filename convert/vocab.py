@@ -8,6 +8,7 @@ write (conversion/base.py, `get_vocab_base`): ids without a token become unused 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -199,8 +200,7 @@ def _table(
             raise CheckpointError(f"{folder}: tokens {tokens[token_id]!r} and {token!r} share id {token_id}")
         tokens[token_id], types[token_id] = token, kind
     if len(set(tokens)) != size:
-        seen: set[str] = set()
-        twice = next(t for t in tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+        twice = Counter(tokens).most_common(1)[0][0]
         raise CheckpointError(f"{folder}: token {twice!r} has two ids")
     return tuple(tokens), tuple(types)
 

@@ -1,0 +1,85 @@
+"""Record what llama.cpp's own converter makes of the tests' tiny checkpoint.
+
+    PYTHONPATH=tests python -m support.make_upstream LLAMA_CPP tests/fixtures/upstream.json
+
+LLAMA_CPP is llama.cpp's source as llama-cpp-python 0.3.36 vendors it; needs torch, transformers and
+sentencepiece. Recorded are metadata, and every tensor's type, shape and hash, for f32, f16 and bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from support.checkpoint import Shape, Style, write_checkpoint
+
+# The converter knows a tokenizer by the ids of a test text; a trimmed vocabulary has other ids.
+RUN = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
+import convert_hf_to_gguf
+sys.argv = ["convert_hf_to_gguf.py", *sys.argv[2:]]
+convert_hf_to_gguf.main()
+"""
+
+
+# Upstream's name table counts mm.N by the encoder's blocks: fewer than three do not get as far as mm.2.
+SHAPE = Shape(tied=False, depth=3)
+STYLE = Style(dtype="BF16")
+
+
+def record(path: Path) -> dict[str, Any]:
+    """Metadata and tensors of a GGUF file; long arrays by hash."""
+    reader = gguf.GGUFReader(path)
+    metadata = {}
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF."):
+            value = field.contents()
+            long = isinstance(value, list) and len(value) > 16
+            metadata[name] = hashlib.sha256(json.dumps(value).encode()).hexdigest() if long else value
+    tensors = {}
+    for tensor in reader.tensors:
+        digest = hashlib.sha256(np.ascontiguousarray(tensor.data)).hexdigest()
+        shape = "x".join(str(n) for n in tensor.shape[::-1])
+        tensors[tensor.name] = f"{tensor.tensor_type.name} {shape} {digest[:16]}"
+    return {"metadata": metadata, "tensors": tensors}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("llama_cpp", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_checkpoint(Path(name) / "tiny", SHAPE, STYLE)
+        for kind in ("f32", "f16", "bf16"):
+            for part in ("text", "mmproj"):
+                path = Path(name) / f"{part}-{kind}.gguf"
+                options = [
+                    "--outtype",
+                    kind,
+                    "--outfile",
+                    str(path),
+                    *(["--mmproj"] if part == "mmproj" else []),
+                ]
+                command = [sys.executable, "-c", RUN, str(args.llama_cpp), str(folder), *options]
+                subprocess.run(command, check=True)
+                found[f"{part}-{kind}"] = record(path)
+    args.out.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
