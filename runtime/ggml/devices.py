@@ -72,9 +72,7 @@ def find_device(name: str = "auto") -> Device:
         return _rpc_device(name[4:])
     found = devices()
     # A server that was used once stays registered as a GPU, and may be gone by now: it is used by name alone.
-    gpus = [
-        d for d in found if d.kind in (DeviceKind.GPU, DeviceKind.IGPU) and not d.name.startswith("RPC")
-    ]
+    gpus = [d for d in found if d.kind in (DeviceKind.GPU, DeviceKind.IGPU) and not d.name.startswith("RPC")]
     if wanted == "auto":
         return (gpus or [cpu_device()])[0]
     if wanted == "gpu" and gpus:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,11 +73,12 @@ class GGUFFile:
         return str(self.metadata.get("general.architecture", ""))
 
 
-def read_gguf(path: str | Path, *, arrays: bool = True) -> GGUFFile:
+def read_gguf(path: str | Path, *, arrays: bool | Collection[str] = True) -> GGUFFile:
     """Read and check the header of a GGUF file.
 
     Args:
-        arrays: read array values (a vocabulary takes a tenth of a second); without, they are left out.
+        arrays: read array values: all, none, or those of some keys; the others are left out. A vocabulary
+            takes a tenth of a second, its merges as long again.
 
     Raises:
         GGUFError: not a GGUF file, damaged, cut short, or with tensor types unknown to this ggml.
@@ -148,14 +149,14 @@ def _tensors(path: Path, lib: Any, ctx: int, n_bytes: int) -> Iterator[tuple[str
         yield name, TensorInfo(name, tuple(reversed(dims)), ggml.Type(kind), offset, size)
 
 
-def _metadata(lib: Any, ctx: int, arrays: bool) -> Iterator[tuple[str, Any]]:
+def _metadata(lib: Any, ctx: int, arrays: bool | Collection[str]) -> Iterator[tuple[str, Any]]:
     for i in range(lib.gguf_get_n_kv(ctx)):
         key, kind = lib.gguf_get_key(ctx, i).decode("utf-8", "replace"), lib.gguf_get_kv_type(ctx, i)
         if kind == _STRING:
             yield key, lib.gguf_get_val_str(ctx, i).decode("utf-8", "replace")
         elif kind != _ARRAY:
             yield key, _values(lib.gguf_get_val_data(ctx, i), kind, 1)[0]
-        elif arrays:
+        elif arrays if isinstance(arrays, bool) else key in arrays:
             yield key, _array(lib, ctx, i)
 
 

@@ -1,4 +1,4 @@
-"""Building and running a ggml graph, so that the code of a model reads like the paper.
+"""Building a ggml graph, so that the code of a model reads like the paper.
 
 Shapes here are ggml's `ne`: the axis that lies contiguous in memory comes first. A matrix product is
 written `w @ x` with w [n_in, n_out] and x [n_in, n], giving [n_out, n] (`ggml_mul_mat`).
@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import BackendError, Cancelled
+from qvl.runtime.errors import BackendError
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.ggml.devices import Device, cpu_device
-from qvl.runtime.interrupt import held_interrupts
 
 ROPE_TYPE_VISION: Final = 24
 PREC_F32: Final = 10
@@ -29,31 +27,6 @@ _NUMPY: Final[dict[ggml.Type, Any]] = {
     ggml.Type.F16: np.float16,
     ggml.Type.I32: np.int32,
 }
-
-
-class Observer(Protocol):
-    """Sees nodes of a running graph, as pointers to `ggml_tensor`."""
-
-    def wants(self, node: int) -> bool:
-        """Whether to be shown this node when it is done; asked before it is computed."""
-
-    def take(self, node: int) -> None:
-        """The node is done, and what it was computed from is still there."""
-
-
-def eval_callback(observer: Observer) -> Any:
-    """An observer as the callback of a scheduler (`ggml_backend_sched_eval_callback`).
-
-    The C side holds a pointer only: keep what is returned.
-    """
-
-    def on_node(pointer: int, ask: bool, _: int) -> bool:
-        if ask:
-            return observer.wants(pointer)
-        observer.take(pointer)
-        return True
-
-    return ggml.EvalCallback(on_node)
 
 
 class KernelParams(ctypes.Structure):
@@ -173,7 +146,7 @@ class Tensor:
 
 
 class Graph:
-    """A ggml graph: nodes without data until `Runner.run` places them.
+    """A ggml graph: nodes without data until a `Runner` places them.
 
     Args:
         max_nodes: room for this many nodes, weights and views included.
@@ -221,10 +194,12 @@ class Graph:
             kernel, -1, ctypes.addressof(params),
         )  # fmt: skip
 
-    @property
-    def failed(self) -> bool:
-        """Whether one of our own kernels gave up in the last run, for want of memory."""
-        return any(params.failed for params in self._params)
+    def take_failure(self) -> bool:
+        """Whether one of our own kernels gave up since the last call, for want of memory."""
+        failed = any(params.failed for params in self._params)
+        for params in self._params:
+            params.failed = 0
+        return failed
 
     def input(self, kind: ggml.Type, *shape: int) -> Tensor:
         """A tensor to be filled before each run."""
@@ -254,116 +229,6 @@ class Graph:
             self.context = None
 
 
-class Runner:
-    """Runs graphs on a device, the CPU helping out with what the device lacks.
-
-    Args:
-        device: where weights live and nodes run.
-        threads: CPU threads.
-        max_nodes: the size of the largest graph.
-    """
-
-    def __init__(self, device: Device, threads: int, max_nodes: int) -> None:
-        lib = ggml.lib()
-        self.device = device
-        chain = [device] if device.is_cpu else [device, cpu_device()]
-        self._backends = [lib.ggml_backend_dev_init(d.handle, None) for d in chain]
-        if not all(self._backends):
-            raise BackendError(f"device {device.name} cannot be started", hint="use --device cpu")
-        for backend, each in zip(self._backends, chain, strict=True):
-            if each.is_cpu:
-                _set_threads(backend, each, threads)
-        n = len(self._backends)
-        array = (ctypes.c_void_p * n)(*self._backends)
-        bufts = (ctypes.c_void_p * n)(*[lib.ggml_backend_dev_buffer_type(d.handle) for d in chain])
-        self._sched: int | None = lib.ggml_backend_sched_new(
-            ctypes.addressof(array), ctypes.addressof(bufts), n, max_nodes, False, True
-        )
-        self._watcher: Any = None
-        self._ready: Graph | None = None
-
-    def prepare(self, graph: Graph) -> None:
-        """Place a graph's nodes in memory; it stays placed until another graph is.
-
-        Raises:
-            BackendError: not enough memory.
-        """
-        if self._ready is graph:
-            return
-        lib = ggml.lib()
-        lib.ggml_backend_sched_reset(self._sched)
-        self._ready = None
-        if not lib.ggml_backend_sched_alloc_graph(self._sched, graph.pointer):
-            raise BackendError(
-                f"device {self.device.name} has too little memory for this picture", hint="lower --max-pixels"
-            )
-        self._ready = graph
-
-    def planned_bytes(self, graph: Graph) -> int:
-        """Bytes that a graph's nodes would take, found without taking them."""
-        lib = ggml.lib()
-        sizes = (ctypes.c_size_t * len(self._backends))()
-        lib.ggml_backend_sched_reset(self._sched)
-        self._ready = None
-        lib.ggml_backend_sched_reserve_size(self._sched, graph.pointer, ctypes.addressof(sizes))
-        lib.ggml_backend_sched_reset(self._sched)
-        return sum(sizes)
-
-    def run(
-        self, graph: Graph, watch: Callable[[str], bool] | None = None, observer: Observer | None = None
-    ) -> None:
-        """Compute a prepared graph.
-
-        Args:
-            watch: called with the name of every named node as it is done; False stops the run.
-            observer: is shown the nodes it wants.
-
-        Raises:
-            Cancelled: watch asked for it.
-            BackendError: the device failed.
-        """
-        lib = ggml.lib()
-        stopped = False
-        interrupted: Callable[[], bool]
-
-        def on_node(pointer: int, ask: bool, _: int) -> bool:
-            nonlocal stopped
-            name: bytes = ggml.tensor(pointer).name
-            watched = name.startswith(b"@")
-            observed = observer is not None and observer.wants(pointer)
-            if ask:
-                return watched or observed
-            if observed and observer is not None:
-                observer.take(pointer)
-            if interrupted() or (watched and watch is not None and not watch(name[1:].decode())):
-                stopped = True
-                return False
-            return True
-
-        self._watcher = ggml.EvalCallback(on_node) if watch or observer else None
-        address = ctypes.cast(self._watcher, ctypes.c_void_p) if self._watcher else None
-        lib.ggml_backend_sched_set_eval_callback(self._sched, address, None)
-        with held_interrupts() as interrupted:
-            status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
-        if stopped:
-            raise Cancelled("the encoding was stopped")
-        if status != ggml.Status.SUCCESS or graph.failed:
-            raise BackendError(f"device {self.device.name} failed: {ggml.Status(status).name.lower()}")
-
-    def buffer_bytes(self) -> int:
-        """Bytes that the placed graph's nodes take."""
-        lib = ggml.lib()
-        return sum(lib.ggml_backend_sched_get_buffer_size(self._sched, b) for b in self._backends)
-
-    def close(self) -> None:
-        lib = ggml.lib()
-        if self._sched:
-            lib.ggml_backend_sched_free(self._sched)
-            self._sched = None
-            for backend in self._backends:
-                lib.ggml_backend_free(backend)
-
-
 def set_data(tensor: Tensor, data: NDArray[Any]) -> None:
     """Fill a placed tensor from a contiguous array of its type and size."""
     array = np.ascontiguousarray(data, dtype=_NUMPY[tensor.type])
@@ -377,15 +242,6 @@ def get_data(tensor: Tensor) -> NDArray[np.float32]:
     out = np.empty(tuple(reversed(tensor.shape)), np.float32)
     ggml.lib().ggml_backend_tensor_get(tensor.pointer, out.ctypes.data, 0, out.nbytes)
     return out.reshape(out.shape[-2:]) if out.ndim == 4 and out.shape[:2] == (1, 1) else out
-
-
-def _set_threads(backend: int, device: Device, threads: int) -> None:
-    lib = ggml.lib()
-    reg = lib.ggml_backend_dev_backend_reg(device.handle)
-    address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_set_n_threads")
-    if address:
-        # void ggml_backend_set_n_threads(ggml_backend_t backend, int n_threads)
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(backend, threads)
 
 
 def _four(shape: Sequence[int]) -> tuple[int, ...]:

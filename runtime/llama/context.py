@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
 from qvl.runtime.ggml.devices import cpu_device, default_threads
-from qvl.runtime.ggml.graph import Observer, eval_callback
 from qvl.runtime.ggml.library import Type, row_size
+from qvl.runtime.ggml.runner import Observer, eval_callback
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.model import LlamaModel

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.feed import batches
-from qvl.runtime.ggml.graph import Observer
+from qvl.runtime.ggml.runner import Observer
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.tokens import Unit, VisionUnit, n_cells, n_positions

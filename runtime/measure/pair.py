@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qvl.runtime.embeddings import source_key
 from qvl.runtime.errors import GGUFError, InputError
 from qvl.runtime.find import ModelFiles, find_model
-from qvl.runtime.ggml.graph import Observer
+from qvl.runtime.ggml.runner import Observer
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.measure.decoder import Decoder, Vectors
 from qvl.runtime.measure.samples import Sample

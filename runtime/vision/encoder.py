@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, default_threads, find_device
 from qvl.runtime.ggml.gguf import read_gguf
-from qvl.runtime.ggml.graph import Graph, Observer, Runner, get_data, set_data
+from qvl.runtime.ggml.graph import Graph, get_data, set_data
+from qvl.runtime.ggml.runner import Observer, Runner
 from qvl.runtime.ggml.weights import Weights
 from qvl.runtime.native import kernels
 from qvl.runtime.vision import qwen2_vl, tensors

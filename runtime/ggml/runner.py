@@ -1,0 +1,160 @@
+"""Running a ggml graph on a device, and watching it run."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qvl.runtime.errors import BackendError, Cancelled
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import Device, cpu_device
+from qvl.runtime.ggml.graph import Graph
+from qvl.runtime.interrupt import held_interrupts
+
+
+class Observer(Protocol):
+    """Sees nodes of a running graph, as pointers to `ggml_tensor`."""
+
+    def wants(self, node: int) -> bool:
+        """Whether to be shown this node when it is done; asked before it is computed."""
+
+    def take(self, node: int) -> None:
+        """The node is done, and what it was computed from is still there."""
+
+
+def eval_callback(observer: Observer) -> Any:
+    """An observer as the callback of a scheduler (`ggml_backend_sched_eval_callback`).
+
+    The C side holds a pointer only: keep what is returned.
+    """
+
+    def on_node(pointer: int, ask: bool, _: int) -> bool:
+        if ask:
+            return observer.wants(pointer)
+        observer.take(pointer)
+        return True
+
+    return ggml.EvalCallback(on_node)
+
+
+class Runner:
+    """Runs graphs on a device, the CPU helping out with what the device lacks.
+
+    Args:
+        device: where weights live and nodes run.
+        threads: CPU threads.
+        max_nodes: the size of the largest graph.
+    """
+
+    def __init__(self, device: Device, threads: int, max_nodes: int) -> None:
+        lib = ggml.lib()
+        self.device = device
+        chain = [device] if device.is_cpu else [device, cpu_device()]
+        self._backends = [lib.ggml_backend_dev_init(d.handle, None) for d in chain]
+        if not all(self._backends):
+            raise BackendError(f"device {device.name} cannot be started", hint="use --device cpu")
+        for backend, each in zip(self._backends, chain, strict=True):
+            if each.is_cpu:
+                _set_threads(backend, each, threads)
+        n = len(self._backends)
+        array = (ctypes.c_void_p * n)(*self._backends)
+        bufts = (ctypes.c_void_p * n)(*[lib.ggml_backend_dev_buffer_type(d.handle) for d in chain])
+        self._sched: int | None = lib.ggml_backend_sched_new(
+            ctypes.addressof(array), ctypes.addressof(bufts), n, max_nodes, False, True
+        )
+        self._watcher: Any = None
+        self._ready: Graph | None = None
+
+    def prepare(self, graph: Graph) -> None:
+        """Place a graph's nodes in memory; it stays placed until another graph is.
+
+        Raises:
+            BackendError: not enough memory.
+        """
+        if self._ready is graph:
+            return
+        lib = ggml.lib()
+        lib.ggml_backend_sched_reset(self._sched)
+        self._ready = None
+        if not lib.ggml_backend_sched_alloc_graph(self._sched, graph.pointer):
+            raise BackendError(
+                f"device {self.device.name} has too little memory for this picture", hint="lower --max-pixels"
+            )
+        self._ready = graph
+
+    def planned_bytes(self, graph: Graph) -> int:
+        """Bytes that a graph's nodes would take, found without taking them."""
+        lib = ggml.lib()
+        sizes = (ctypes.c_size_t * len(self._backends))()
+        lib.ggml_backend_sched_reset(self._sched)
+        self._ready = None
+        lib.ggml_backend_sched_reserve_size(self._sched, graph.pointer, ctypes.addressof(sizes))
+        lib.ggml_backend_sched_reset(self._sched)
+        return sum(sizes)
+
+    def run(
+        self, graph: Graph, watch: Callable[[str], bool] | None = None, observer: Observer | None = None
+    ) -> None:
+        """Compute a prepared graph.
+
+        Args:
+            watch: called with the name of every named node as it is done; False stops the run.
+            observer: is shown the nodes it wants.
+
+        Raises:
+            Cancelled: watch asked for it.
+            BackendError: the device failed.
+        """
+        lib = ggml.lib()
+        stopped = False
+        interrupted: Callable[[], bool]
+
+        def on_node(pointer: int, ask: bool, _: int) -> bool:
+            nonlocal stopped
+            name: bytes = ggml.tensor(pointer).name
+            watched = name.startswith(b"@")
+            observed = observer is not None and observer.wants(pointer)
+            if ask:
+                return watched or observed
+            if observed and observer is not None:
+                observer.take(pointer)
+            if interrupted() or (watched and watch is not None and not watch(name[1:].decode())):
+                stopped = True
+                return False
+            return True
+
+        self._watcher = ggml.EvalCallback(on_node) if watch or observer else None
+        address = ctypes.cast(self._watcher, ctypes.c_void_p) if self._watcher else None
+        lib.ggml_backend_sched_set_eval_callback(self._sched, address, None)
+        with held_interrupts() as interrupted:
+            status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
+        if stopped:
+            raise Cancelled("the encoding was stopped")
+        if status != ggml.Status.SUCCESS or graph.take_failure():
+            raise BackendError(
+                f"device {self.device.name} failed: {ggml.Status(status).name.lower()}",
+                hint="if memory is short, lower --max-pixels",
+            )
+
+    def buffer_bytes(self) -> int:
+        """Bytes that the placed graph's nodes take."""
+        lib = ggml.lib()
+        return sum(lib.ggml_backend_sched_get_buffer_size(self._sched, b) for b in self._backends)
+
+    def close(self) -> None:
+        lib = ggml.lib()
+        if self._sched:
+            lib.ggml_backend_sched_free(self._sched)
+            self._sched = None
+            for backend in self._backends:
+                lib.ggml_backend_free(backend)
+
+
+def _set_threads(backend: int, device: Device, threads: int) -> None:
+    lib = ggml.lib()
+    reg = lib.ggml_backend_dev_backend_reg(device.handle)
+    address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_set_n_threads")
+    if address:
+        # void ggml_backend_set_n_threads(ggml_backend_t backend, int n_threads)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(backend, threads)
