@@ -38,6 +38,10 @@ from qvl.runtime.model import Model
 
 PROMPT = "Describe this image."
 SLOTS = 4
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 
 
 @dataclass
@@ -115,28 +119,27 @@ def server(bin_dir: Path, text: Path, mmproj: Path, threads: int) -> Iterator[st
             process.wait()
 
 
-def ask(address: str, path: Path, tokens: int) -> tuple[int, int]:
-    """One picture through the server; its prompt and completion tokens."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}},
-        {"type": "text", "text": PROMPT},
-    ]
-    system = {"role": "system", "content": "You are a helpful assistant."}
-    body = {"messages": [system, {"role": "user", "content": content}], "max_tokens": tokens}
-    body |= {"temperature": 0, "ignore_eos": True, "cache_prompt": True}
-    request = urllib.request.Request(
-        f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+def post(address: str, body: dict[str, object]) -> dict[str, int]:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as reply:
-        usage = json.load(reply)["usage"]
-    return usage["prompt_tokens"], usage["completion_tokens"]
+        return json.load(reply)  # type: ignore[no-any-return]
+
+
+def ask(address: str, marker: str, path: Path, tokens: int) -> tuple[int, int]:
+    """One picture through the server; its prompt and completion tokens. The prompt is that of qvl."""
+    prompt = CHATML.format(marker + PROMPT)
+    data = base64.b64encode(path.read_bytes()).decode()
+    body = {"prompt": {"prompt_string": prompt, "multimodal_data": [data]}, "n_predict": tokens}
+    found = post(f"{address}/completion", {**body, "temperature": 0, "ignore_eos": True})
+    return found["tokens_evaluated"], found["tokens_predicted"]
 
 
 def run_server(address: str, paths: list[Path], tokens: int, into: Measured) -> None:
+    with urllib.request.urlopen(f"{address}/props") as reply:
+        marker = json.load(reply)["media_marker"]
     started = time.perf_counter()
     with ThreadPoolExecutor(SLOTS) as pool:
-        counts = list(pool.map(lambda path: ask(address, path, tokens), paths))
+        counts = list(pool.map(lambda path: ask(address, marker, path, tokens), paths))
     into.rates.append(60 * len(paths) / (time.perf_counter() - started))
     into.prompt_tokens |= {prompt for prompt, _ in counts}
     into.completion_tokens |= {completion for _, completion in counts}
@@ -146,7 +149,18 @@ def run_loop(
     bin_dir: Path, text: Path, mmproj: Path, threads: int, paths: list[Path], tokens: int, into: Measured
 ) -> None:
     command = [bin_dir / "llama-mtmd-cli", "-m", text, "--mmproj", mmproj, "-t", threads, "-c", 2048]
-    command += ["-n", tokens, "--temp", 0, "--ignore-eos", "-p", PROMPT, "--image"]
+    command += [
+        "-n",
+        tokens,
+        "--temp",
+        0,
+        "--ignore-eos",
+        "--chat-template",
+        "chatml",
+        "-p",
+        PROMPT,
+        "--image",
+    ]
     started = time.perf_counter()
     for path in paths:
         subprocess.run([*map(str, command), str(path)], check=True, capture_output=True)
