@@ -17,6 +17,10 @@ from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
 from qvl.runtime.ggml.library import Type
 
 ARCHITECTURE: Final = "qwen2vl"
+# arrays that are looked at here; the merges, as long as the tokens, llama.cpp checks well enough
+ARRAYS: Final = (
+    "qwen2vl.rope.dimension_sections", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
+)  # fmt: skip
 _MAX_LAYERS: Final = 512  # llama-hparams.h, LLAMA_MAX_LAYERS
 _MAX_SIZE: Final = 1 << 24  # no width of a tensor is near it, and no product of two overflows
 _NOT_WEIGHTS: Final = frozenset({Type.I8, Type.I16, Type.I32, Type.I64, Type.F64})
@@ -58,7 +62,7 @@ class TextHparams:
 
 
 def check_text_file(gguf: GGUFFile) -> TextHparams:
-    """Refuse a file that llama.cpp could not run, or not survive.
+    """Refuse a file that llama.cpp could not run, or not survive; it was read with the arrays `ARRAYS`.
 
     Raises:
         GGUFError: another architecture, metadata missing or out of bounds, tensors missing, left over or
@@ -219,8 +223,6 @@ def _check_vocabulary(gguf: GGUFFile, hparams: TextHparams) -> None:
     kinds = gguf.metadata.get("tokenizer.ggml.token_type")
     if not isinstance(kinds, list) or len(kinds) != len(tokens) or not all(isinstance(k, int) for k in kinds):
         raise error(f"tokenizer.ggml.token_type does not have a number for each of {len(tokens)} tokens")
-    if not _strings(gguf, "tokenizer.ggml.merges"):
-        raise error("tokenizer.ggml.merges is empty")
 
 
 def _strings(gguf: GGUFFile, key: str) -> list[Any]:

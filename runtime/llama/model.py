@@ -17,7 +17,7 @@ from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.epsilon import restore_epsilon
-from qvl.runtime.llama.header import TextHparams, check_text_file
+from qvl.runtime.llama.header import ARRAYS, TextHparams, check_text_file
 from qvl.runtime.llama.vocab import Vocab
 
 ALL_LAYERS: Final = -1
@@ -32,7 +32,7 @@ class LlamaModel:
     Attributes:
         path: the file.
         hparams: sizes, from the header.
-        metadata: the header's key-value pairs.
+        metadata: the header's key-value pairs; of its arrays, `header.ARRAYS`.
         vocab: the tokenizer.
         devices: where layers are placed, in order; the CPU alone when it is empty.
         n_gpu_layers: layers placed there, counted from the last; -1 is all.
@@ -58,7 +58,7 @@ class LlamaModel:
             InputError: no such device.
             BackendError: llama.cpp refused it, for want of memory as a rule.
         """
-        gguf = _read_shards(read_gguf(path))
+        gguf = _read_shards(read_gguf(path, arrays=ARRAYS))
         self.path = gguf.path
         self.hparams: TextHparams = check_text_file(gguf)
         self.metadata = gguf.metadata

@@ -98,7 +98,6 @@ DAMAGE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no vocabulary": ({"tokenizer.ggml.tokens": None}, {}, "tokens is not a list"),
     "a vocabulary too short": ({"tokenizer.ggml.tokens": ["a", "b"]}, {}, "2 tokens for an embedding"),
     "token types missing": ({"tokenizer.ggml.token_type": [1, 2]}, {}, "does not have a number for each"),
-    "no merges": ({"tokenizer.ggml.merges": None}, {}, "merges is not a list"),
     "another tokenizer": ({"tokenizer.ggml.model": "llama"}, {}, "'llama', expected 'gpt2'"),
     "a tensor missing": ({}, {"blk.0.attn_q.weight": None}, "1 tensors are missing: blk.0.attn_q.weight"),
     "a tensor too many": ({}, {"blk.0.what.weight": np.ones((2, 2), F32)}, "do not belong"),
@@ -126,9 +125,13 @@ def test_a_token_twice_is_refused(small_text: Path, tmp_path: Path) -> None:
         LlamaModel(damaged, device="cpu")
 
 
-def test_an_unknown_pre_tokenizer_is_llama_cpps_to_refuse(small_text: Path, tmp_path: Path) -> None:
-    odd = edit(small_text, tmp_path / "odd.gguf", metadata={"tokenizer.ggml.pre": "klingon"})
-    with pytest.raises(BackendError, match="klingon"):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tokenizer.ggml.pre", "klingon"), ("tokenizer.ggml.merges", None), ("tokenizer.ggml.merges", 7)],
+)
+def test_what_is_llama_cpps_to_refuse(small_text: Path, tmp_path: Path, key: str, value: Any) -> None:
+    odd = edit(small_text, tmp_path / "odd.gguf", metadata={key: value})
+    with pytest.raises(BackendError, match=rf"{value or 'merges'}|{key}"):
         LlamaModel(odd, device="cpu")
 
 

@@ -34,7 +34,9 @@ MAX_KL = {"f16": 1e-6, "f32": 1e-11}
 @pytest.fixture(scope="module", params=["f16", "f32"])
 def model(tiny_model: Converted, request: pytest.FixtureRequest) -> Iterator[Model]:
     kv_type: str = request.param
-    with load(tiny_model.text, tiny_model.mmproj, device="cpu", n_ctx=1024, kv_type=kv_type) as opened:
+    with load(
+        tiny_model.text, tiny_model.mmproj, device="cpu", n_ctx=1024, kv_type=kv_type, threads=1
+    ) as opened:
         yield opened
 
 
@@ -156,9 +158,9 @@ def test_quantized_files_answer(tmp_path: Path, kind: str) -> None:
     shape = Shape(hidden=256, inner=512)
     checkpoint = write_checkpoint(tmp_path / "model", shape, Style(chat_template="chatml"))
     exact, small = (convert(checkpoint, tmp_path / k, k, "f16") for k in ("f32", kind))
-    with load(exact.text, exact.mmproj, device="cpu", n_ctx=256) as model:
+    with load(exact.text, exact.mmproj, device="cpu", n_ctx=256, threads=1) as model:
         expected = log_softmax(model.logits(CONVERSATIONS["one image"]))
-    with load(small.text, small.mmproj, device="cpu", n_ctx=256) as model:
+    with load(small.text, small.mmproj, device="cpu", n_ctx=256, threads=1) as model:
         found = log_softmax(model.logits(CONVERSATIONS["one image"]))
         assert len(model.generate(CONVERSATIONS["one image"], max_tokens=4, **GREEDY).result().tokens) == 4
     kl = (np.exp(expected) * (expected - found)).sum(axis=1).mean()
@@ -217,7 +219,7 @@ def test_split_models_and_text_alone(tmp_path: Path) -> None:
 def test_a_folder_is_loaded(tiny_model: Converted, tmp_path: Path) -> None:
     for file in (tiny_model.text, tiny_model.mmproj):
         shutil.copyfile(file, tmp_path / file.name)
-    with load(tmp_path, device="cpu", n_ctx=256) as model:
+    with load(tmp_path, device="cpu", n_ctx=256, threads=1) as model:
         assert model.has_vision and model.path.parent == tmp_path
         assert model.vision.n_embd == model.text.hparams.n_embd
     model.close()
@@ -225,7 +227,7 @@ def test_a_folder_is_loaded(tiny_model: Converted, tmp_path: Path) -> None:
 
 def test_text_alone_says_so_when_shown_a_picture(tiny_model: Converted, tmp_path: Path) -> None:
     shutil.copyfile(tiny_model.text, tmp_path / "alone.gguf")
-    with load(tmp_path / "alone.gguf", device="cpu", n_ctx=256) as model:
+    with load(tmp_path / "alone.gguf", device="cpu", n_ctx=256, threads=1) as model:
         assert not model.has_vision
         assert model.generate([user("Hello")], max_tokens=2).result().finish_reason == "length"
         with pytest.raises(InputError, match="without an image encoder"):
@@ -268,7 +270,7 @@ def test_logits_live(tmp_path: Path, shape: Shape) -> None:
     expected = {name: reference.logits(checkpoint, messages) for name, messages in conversations.items()}
     for kv_type, most, least in (("f16", 1e-6, 0.998), ("f32", 1e-11, 0.999)):
         divergence, same = [], []
-        with load(pair.text, pair.mmproj, device="cpu", kv_type=kv_type) as model:
+        with load(pair.text, pair.mmproj, device="cpu", kv_type=kv_type, threads=1) as model:
             for name, messages in conversations.items():
                 found = model.logits(messages)
                 p, q = log_softmax(expected[name]), log_softmax(found)
@@ -285,7 +287,7 @@ def test_greedy_text_live(tiny_model: Converted, tiny_checkpoint: Path, name: st
     from support import text_reference as reference
 
     expected = reference.greedy(tiny_checkpoint, CONVERSATIONS[name], GREEDY_TOKENS)
-    with load(tiny_model.text, tiny_model.mmproj, device="cpu") as model:
+    with load(tiny_model.text, tiny_model.mmproj, device="cpu", threads=1) as model:
         ends = [i for i, token in enumerate(expected) if token in model.text.vocab.end_tokens]
         reply = model.generate(CONVERSATIONS[name], max_tokens=GREEDY_TOKENS, **GREEDY).result()
     assert list(reply.tokens) == (expected[: ends[0]] if ends else expected)

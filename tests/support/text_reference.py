@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
+torch.set_num_threads(1)  # small matrices: more threads only wait for each other
+
 
 class _Processor(Qwen2VLProcessor):  # type: ignore[misc]
     """The processor without a video processor, which wants torchvision."""
