@@ -39,6 +39,7 @@ parity: $(READY_PARITY)  ## run the tests against transformers
 
 lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(addprefix -p qvl.,$(SOURCES))
 
 format: $(READY)  ## apply ruff's fixes and layout

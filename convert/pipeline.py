@@ -79,7 +79,10 @@ def convert(
         OutputError: a file exists, or the disk is full.
     """
     started = time.monotonic()
-    recipes = (find_recipe(text_type, TEXT_RECIPES, "text"), find_recipe(vision_type, VISION_RECIPES, "vision"))
+    recipes = (
+        find_recipe(text_type, TEXT_RECIPES, "text"),
+        find_recipe(vision_type, VISION_RECIPES, "vision"),
+    )
     choices = Choices(
         overrides=parse_overrides(tensor_types),
         embedding=None if token_embedding_type is None else parse_type(token_embedding_type),
@@ -113,9 +116,7 @@ def convert(
                 recipes[0].file_type,
                 general,
             ),
-            vision_metadata(
-                config, read_preprocessor(source.folder, config), recipes[1].file_type, general
-            ),
+            vision_metadata(config, read_preprocessor(source.folder, config), recipes[1].file_type, general),
         )
         folder = Path(out_dir).expanduser()
         paths = (

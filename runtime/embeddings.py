@@ -28,6 +28,7 @@ class Eyes(Protocol):
     """What makes embeddings (`qvl.runtime.model` has it over the encoder)."""
 
     merge_size: int
+
     @property
     def identity(self) -> str:
         """Of what decides the embeddings of given patches; see `qvl.runtime.vision.cache.embedding_key`."""

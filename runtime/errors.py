@@ -13,6 +13,8 @@
     ├─ DownloadError             a file that could not be fetched
     ├─ BackendError              llama.cpp or ggml refused (device, memory, decode)
     └─ Cancelled                 stopped on request, between two steps of work
+
+Whatever else comes out of qvl is a bug.
 """
 
 from __future__ import annotations
