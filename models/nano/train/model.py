@@ -183,8 +183,8 @@ class Attention(nn.Module):
 
     def forward(
         self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
-    ) -> tuple[Tensor | None, Tensor]:
-        """Attention's outputs for prefix and slots; in the last layer nobody reads the prefix's."""
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Outputs for prefix and slots (nobody reads the last prefix); what one head of a slot looks at."""
         b, np_, _ = p.shape
         _, t, n, _ = s.shape
         g, scale = self.h // self.kv, self.d**-0.5
@@ -206,7 +206,8 @@ class Attention(nn.Module):
         so = (w_far @ pv).view(b, self.kv, t, g, n, self.d).transpose(1, 2)
         so = so + (weights[..., np_:].reshape(b, t, self.kv, g * n, n) @ sv).view(b, t, self.kv, g, n, self.d)
         so = so.permute(0, 1, 4, 2, 3, 5).reshape(b, t, n, self.h * self.d)
-        return None if po is None else self.o_proj(po), self.o_proj(so)
+        look = weights[:, :, 0, 0, :, :np_]  # one head, which training may tell where to look
+        return None if po is None else self.o_proj(po), self.o_proj(so), look
 
 
 class MLP(nn.Module):
@@ -229,13 +230,13 @@ class Layer(nn.Module):
 
     def forward(
         self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
-    ) -> tuple[Tensor, Tensor]:
-        dp, ds = self.self_attn(self.input_layernorm(p), self.input_layernorm(s), rope, masks, last)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dp, ds, look = self.self_attn(self.input_layernorm(p), self.input_layernorm(s), rope, masks, last)
         s = s + ds
         if dp is not None:
             p = p + dp
             p = p + self.mlp(self.post_attention_layernorm(p))
-        return p, s + self.mlp(self.post_attention_layernorm(s))
+        return p, s + self.mlp(self.post_attention_layernorm(s)), look
 
 
 class Text(nn.Module):
@@ -288,7 +289,9 @@ class Nano(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, x: dict[str, Tensor], seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: dict[str, Tensor], seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """(slots' hidden states [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d])."""
         if seen is None:
             seen = self.visual(x["patches"], x.get("second"), x["grid"])
@@ -305,9 +308,10 @@ class Nano(nn.Module):
         order, segment = torch.arange(n_s), x["segment"]
         near = (order[:, None] >= order) & (segment[..., :, None] == segment[..., None, :])
         masks = (mask_p, mask_far, torch.where(near, 0.0, -1e9))
-        middle = p
+        middle, looks = p, []
         for n, layer in enumerate(self.model.layers):
-            p, s = layer(p, s, rope, masks, n + 1 == len(self.model.layers))
+            p, s, look = layer(p, s, rope, masks, n + 1 == len(self.model.layers))
+            looks.append(look)
             if n == 1:
                 middle = p
-        return self.model.norm(s), seen, middle
+        return self.model.norm(s), seen, middle, looks[1:3]

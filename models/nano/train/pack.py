@@ -13,7 +13,15 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from qvl.models.nano.train.vision_input import MAX_TOKENS, Things, patches, resized, smart_resize, targets
+from qvl.models.nano.train.vision_input import (
+    MAX_TOKENS,
+    THINGS,
+    Things,
+    patches,
+    resized,
+    smart_resize,
+    targets,
+)
 
 PATCHES = MAX_TOKENS * 4
 BOX = re.compile(r"<\|box_start\|>\((\d{1,3}),(\d{1,3})\),\((\d{1,3}),(\d{1,3})\)<\|box_end\|>")
@@ -54,6 +62,7 @@ class Shape:
 class Packer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
+        self.offsets = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).offsets))
         self.pad = tokenizer.token_to_id("<|endoftext|>")
         self.image = tokenizer.token_to_id("<|image_pad|>")
         self.box_start = tokenizer.token_to_id("<|box_start|>")
@@ -72,6 +81,7 @@ class Packer:
             "char": np.full((total, PATCHES), -100, np.int64),
             "box": np.zeros((total, MAX_TOKENS, 4), np.float32),
             "shown": np.zeros((total, MAX_TOKENS), bool),
+            "cover": np.zeros((total, MAX_TOKENS, THINGS), bool),
             "prefix_ids": np.full((b, p), self.pad, np.int64),
             "prefix_pos": np.zeros((3, b, p), np.int64),
             "prefix_valid": np.zeros((b, p), bool),
@@ -83,6 +93,7 @@ class Packer:
             "labels": np.full((b, s, n), -100, np.int64),
             "task": np.full((b, s, n), -1, np.int64),
             "corners": np.full((b, s, n, 4), -1.0, np.float32),
+            "about": np.full((b, s, n), -1, np.int64),
         }
         for i, sample in enumerate(samples):
             self._prefix(out, i, sample, shape)
@@ -91,7 +102,7 @@ class Packer:
         for name in out:  # nothing is spent on room that no sample needs
             if name in ("prefix_ids", "prefix_valid", "vision_index", "spans"):
                 out[name] = out[name][:, :prefix]
-            elif name in ("ids", "pos", "segment", "labels", "task", "corners"):
+            elif name in ("ids", "pos", "segment", "labels", "task", "corners", "about"):
                 out[name] = out[name][:, :, :length]
         out["prefix_pos"] = out["prefix_pos"][:, :, :prefix]
         return out
@@ -108,6 +119,7 @@ class Packer:
             out[name][row, : n * 4] = dense[name]
         out["box"][row, :n] = dense["box"]
         out["shown"][row, :n] = dense["shown"]
+        out["cover"][row, :n] = dense["cover"]
         return h, w
 
     def _prefix(self, out: dict[str, np.ndarray], i: int, sample: Sample, shape: Shape) -> None:
@@ -186,9 +198,26 @@ class Packer:
             out["labels"][i, slot, a:b] = labels
             out["task"][i, slot, a:b] = tasks.index(task)
             self._corners(out["corners"][i, slot, a:b], ids, turns)
+            if len(turns) == 1 and sample.kind == "image":
+                self._about(out["about"][i, slot, a:b], turns[0])
+
+    def _about(self, out: np.ndarray, turn: tuple[str, str]) -> None:
+        """The thing the next token tells of; from the end of the question on, that of the first token."""
+        refs = turn[1] and getattr(turn, "refs", ())
+        if not refs:
+            return
+        asked = len(self.encode(turn[0]))
+        start = asked + len(self.encode("<|im_end|>\n<|im_start|>assistant\n"))
+        first = -1
+        for k, (a, b) in enumerate(self.offsets(turn[1])):
+            thing = next((t for x, y, t in refs if a < y and b > x), -1)
+            if k == 0:
+                first = thing
+            out[start + k - 1] = thing
+        out[asked : start - 1] = first
 
     def _corners(self, out: np.ndarray, ids: list[int], turns: tuple[tuple[str, str], ...]) -> None:
-        """The box (x1, y1, x2, y2) in 0 to 1 at each token in its brackets, asked or said, and at those
+        """The box (x1, y1, x2, y2) in 0 to 1 at each token in its brackets and at those
         between a question and the first box: that is where the thing asked for has to be found.
         """
         boxes = [m for turn in turns for text in turn for m in BOX.findall(text)]

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qvl.models.nano.train.answer import Answer
 from qvl.models.nano.train.lexicon import COLOURS, KINDS
 from qvl.models.nano.train.world import Scene, Shape
-
-Answer = tuple[str, str]  # question, answer
 
 DESCRIBE = (
     "Describe this image.", "Describe the picture.", "Describe this picture.", "Describe the image.",
@@ -115,11 +114,18 @@ def _named(rng: np.random.Generator, scene: Scene, forbid: str = "") -> tuple[st
 
 
 def describe(rng: np.random.Generator, scene: Scene) -> Answer | None:
-    return pick(rng, DESCRIBE), describe_text(scene)
+    question, text = pick(rng, DESCRIBE), describe_text(scene)
+    if len(scene.shapes) > 3:
+        return Answer(question, text)
+    ends = [text.index(scene.place(s), text.index(phrase(s))) + len(scene.place(s)) for s in scene.shapes]
+    return Answer.parts(
+        question,
+        [(text[a:b], n) for n, (a, b) in enumerate(zip([0, *ends], ends, strict=False))] + [(".", -1)],
+    )
 
 
 def count_all(rng: np.random.Generator, scene: Scene) -> Answer | None:
-    return pick(rng, COUNT_ALL), str(len(scene.shapes))
+    return Answer(pick(rng, COUNT_ALL), str(len(scene.shapes)))
 
 
 def count_some(rng: np.random.Generator, scene: Scene) -> Answer | None:
@@ -138,7 +144,7 @@ def count_some(rng: np.random.Generator, scene: Scene) -> Answer | None:
     weights = np.array([{0: 0.5, 1: 0.6}.get(v, 1.0 + 0.2 * v) for v in values])
     value = values[int(rng.choice(len(values), p=weights / weights.sum()))]
     what = by_answer[value][int(rng.integers(len(by_answer[value])))]
-    return pick(rng, COUNT_SOME).format(what), str(value)
+    return Answer(pick(rng, COUNT_SOME).format(what), str(value))
 
 
 def ground(rng: np.random.Generator, scene: Scene) -> Answer | None:
@@ -148,23 +154,29 @@ def ground(rng: np.random.Generator, scene: Scene) -> Answer | None:
     name, shape = found
     if len(scene.shapes) == 1 and rng.random() < 0.2:
         name = "shape"
-    return pick(rng, FIND).format(name), ground_text(scene, shape, name)
+    text = ground_text(scene, shape, name)
+    return Answer.about(pick(rng, FIND).format(name), text, scene.shapes.index(shape))
 
 
 def ground_all(rng: np.random.Generator, scene: Scene) -> Answer | None:
     if len(scene.shapes) > 3:
         return None
-    return pick(rng, FIND_ALL), "".join(ground_text(scene, s, f"{s.colour} {s.kind}") for s in scene.shapes)
+    parts = [(ground_text(scene, s, f"{s.colour} {s.kind}"), n) for n, s in enumerate(scene.shapes)]
+    return Answer.parts(pick(rng, FIND_ALL), parts)
 
 
 def in_box(rng: np.random.Generator, scene: Scene) -> Answer | None:
-    shape = scene.shapes[int(rng.integers(len(scene.shapes)))]
-    return pick(rng, IN_BOX).format(box_text(scene, shape)), f"A {phrase(shape)}."
+    n = int(rng.integers(len(scene.shapes)))
+    shape = scene.shapes[n]
+    return Answer.about(pick(rng, IN_BOX).format(box_text(scene, shape)), f"A {phrase(shape)}.", n)
 
 
 def where(rng: np.random.Generator, scene: Scene) -> Answer | None:
     found = _named(rng, scene)
-    return None if found is None else (pick(rng, WHERE).format(found[0]), f"At the {scene.place(found[1])}.")
+    if found is None:
+        return None
+    question = pick(rng, WHERE).format(found[0])
+    return Answer.about(question, f"At the {scene.place(found[1])}.", scene.shapes.index(found[1]))
 
 
 def kind_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
@@ -172,7 +184,7 @@ def kind_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
     place = scene.place(shape)
     if sum(scene.place(s) == place for s in scene.shapes) != 1:
         return None
-    return pick(rng, KIND_OF).format(place), f"A {phrase(shape)}."
+    return Answer.about(pick(rng, KIND_OF).format(place), f"A {phrase(shape)}.", scene.shapes.index(shape))
 
 
 def colour_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
@@ -182,14 +194,16 @@ def colour_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
     if not found:
         return None
     name, shape = found[int(rng.integers(len(found)))]
-    return pick(rng, COLOUR_OF).format(name), shape.colour.capitalize() + "."
+    question = pick(rng, COLOUR_OF).format(name)
+    return Answer.about(question, shape.colour.capitalize() + ".", scene.shapes.index(shape))
 
 
 def size_of(rng: np.random.Generator, scene: Scene) -> Answer | None:
     found = _named(rng, scene, "small")
     if found is None or found[0].split()[0] in ("small", "large"):
         return None
-    return pick(rng, SIZE_OF).format(found[0]), found[1].size.capitalize() + "."
+    question = pick(rng, SIZE_OF).format(found[0])
+    return Answer.about(question, found[1].size.capitalize() + ".", scene.shapes.index(found[1]))
 
 
 def exists(rng: np.random.Generator, scene: Scene) -> Answer | None:
@@ -201,8 +215,9 @@ def exists(rng: np.random.Generator, scene: Scene) -> Answer | None:
         colour = str(rng.choice([s.colour for s in scene.shapes] if here else COLOURS))
         kind = str(rng.choice([s.kind for s in scene.shapes] if here and rng.random() < 0.5 else KINDS))
     article = "n " if colour[0] in "aeiou" else " "
-    yes = any((s.colour, s.kind) == (colour, kind) for s in scene.shapes)
-    return pick(rng, EXISTS).format(f"{article}{colour} {kind}"), "Yes." if yes else "No."
+    question = pick(rng, EXISTS).format(f"{article}{colour} {kind}")
+    there = [n for n, s in enumerate(scene.shapes) if (s.colour, s.kind) == (colour, kind)]
+    return Answer.about(question, "Yes.", there[0]) if there else Answer(question, "No.")
 
 
 TASKS: dict[str, Callable[[np.random.Generator, Scene], Answer | None]] = {

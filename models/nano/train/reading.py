@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from qvl.models.nano.train.answer import Answer
 from qvl.models.nano.train.draw import blend
 from qvl.models.nano.train.lexicon import READ_WORDS
-from qvl.models.nano.train.questions import DESCRIBE, Answer, pick
+from qvl.models.nano.train.questions import DESCRIBE, pick
 from qvl.models.nano.train.world import RGB, picture_size
 
 # Found by name on any system with the DejaVu fonts (apt: fonts-dejavu); "" is the font inside Pillow.
@@ -126,13 +127,27 @@ def _lay_out(
     return Page(lines, np.clip(pixels, 0, 255).astype(np.uint8), ids, tuple(cells))
 
 
+def _letters(page: Page, between: str) -> list[tuple[str, int]]:
+    """Every character with the index of its cell; a word is one token, so its letters have none."""
+    out: list[tuple[str, int]] = []
+    n = 0
+    for line in page.lines:
+        if out and between:
+            out.append((between, -1))
+        for char in line:
+            out.append((char, n if page.digits else -1))
+            n += 1
+    return out if n == len(page.cells) else [(text, -1) for text, _ in out]
+
+
 def read(rng: np.random.Generator, page: Page) -> Answer:
     special = READ_DIGITS if page.digits else READ_WORD
-    return pick(rng, READ if rng.random() < 0.6 else special), "\n".join(page.lines)
+    question = pick(rng, READ if rng.random() < 0.6 else special)
+    return Answer.parts(question, _letters(page, "\n"))
 
 
 def describe_page(rng: np.random.Generator, page: Page) -> Answer:
-    return pick(rng, DESCRIBE), f'The text "{" ".join(page.lines)}".'
+    return Answer.parts(pick(rng, DESCRIBE), [('The text "', -1), *_letters(page, " "), ('".', -1)])
 
 
 def spell_at(rng: np.random.Generator, page: Page) -> Answer:
@@ -140,12 +155,13 @@ def spell_at(rng: np.random.Generator, page: Page) -> Answer:
     kind = int(rng.integers(5))
     what = "digit" if page.digits else "letter"
     if kind == 3:
-        return "Read the last line.", page.lines[-1]
+        last = _letters(page, "")[-len(page.lines[-1]) :]
+        return Answer.parts("Read the last line.", last)
     if kind == 4:
         n = int(rng.integers(min(4, len(page.lines[0]))))
-        return f"What is the {ORDINALS[n]} {what}?", page.lines[0][n]
+        return Answer.parts(f"What is the {ORDINALS[n]} {what}?", [_letters(page, "")[n]])
     if kind == 0:
-        return f"What is the first {what}?", page.lines[0][0]
+        return Answer.parts(f"What is the first {what}?", _letters(page, "")[:1])
     if kind == 1:
-        return f"What is the last {what}?", page.lines[-1][-1]
-    return "How many lines are there?", str(len(page.lines))
+        return Answer.parts(f"What is the last {what}?", _letters(page, "")[-1:])
+    return Answer("How many lines are there?", str(len(page.lines)))

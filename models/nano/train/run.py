@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qvl.models.nano.train import vocabulary
 from qvl.models.nano.train.curriculum import STAGES
-from qvl.models.nano.train.losses import answer_loss, corner_loss, dense_loss
+from qvl.models.nano.train.losses import answer_loss, corner_loss, dense_loss, look_loss
 from qvl.models.nano.train.model import Config, Nano
 from qvl.models.nano.train.optimizer import Flat
 from qvl.models.nano.train.pack import Packer
@@ -33,15 +33,15 @@ from qvl.models.nano.train.whiten import patch_filters
 NANO = Path(__file__).resolve().parent.parent
 DEFAULTS: dict[str, Any] = {
     "lr": 2e-3, "muon_lr": 0.012, "decay": 0.05, "warmup": 100, "aux": None, "stage": None,
-    "fall_start": None, "fall_end": None, "save_seconds": 90, "average": 0.995, "shapes": None,
+    "fall_start": None, "fall_end": None, "save_seconds": 90, "average": 0.995, "look": 0.3, "shapes": None,
 }  # fmt: skip
 INPUTS = (
     "kind", "colour", "char", "box", "shown", "prefix_ids", "prefix_pos", "prefix_valid", "vision_index",
-    "ids", "pos", "segment", "labels", "corners", "spans", "grid", "patches", "second",
+    "ids", "pos", "segment", "labels", "corners", "spans", "about", "cover", "grid", "patches", "second",
 )  # fmt: skip
 
 
-TARGETS = ("labels", "weight", "corners", "spans", "box", "shown", "kind", "colour", "char")
+TARGETS = ("labels", "weight", "corners", "spans", "about", "cover", "box", "shown", "kind", "colour", "char")
 
 
 def tensors(arrays: dict[str, np.ndarray], video: bool) -> dict[str, Tensor]:
@@ -124,9 +124,13 @@ def worker(
         arrays = batch(np.random.default_rng((1, shared["seed"], step, rank)), packer, bucket, plan)
         x = tensors(arrays, bucket.startswith("video"))
         flat.grads[rank].zero_()
-        hidden, seen, middle = forward({k: v for k, v in x.items() if k not in TARGETS})
+        hidden, seen, middle, looks = forward({k: v for k, v in x.items() if k not in TARGETS})
         loss, correct = answer_loss(model, hidden, x)
         dense, accuracy = dense_loss(model, seen, middle, x)
+        look, found = look_loss(looks, x)
+        loss = loss + now["look"] * look
+        if found:
+            accuracy["look"] = found
         corners = corner_loss(model, hidden, x)
         dense = dense + corners
         if bool(corners > 0):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qvl.models.nano.train.answer import Answer
 from qvl.models.nano.train.draw import draw_scene
 from qvl.models.nano.train.lexicon import KINDS
-from qvl.models.nano.train.questions import Answer, describe_text, pick
+from qvl.models.nano.train.questions import describe_text, pick
 from qvl.models.nano.train.world import SIZE_RANGE, Scene, Shape, picture_size, sample_scene, visible_colours
 
 WHICH = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from qvl.models.nano.train.answer import Answer
 from qvl.models.nano.train.curriculum import TASK_WEIGHTS, Stage
 from qvl.models.nano.train.draw import draw_scene
 from qvl.models.nano.train.lexicon import COLOURS, DEFAULT_SYSTEM, KINDS
 from qvl.models.nano.train.pack import Frame, Packer, Sample, Shape
-from qvl.models.nano.train.questions import TASKS, Answer
+from qvl.models.nano.train.questions import TASKS
 from qvl.models.nano.train.reading import Page, describe_page, read, sample_page, spell_at
 from qvl.models.nano.train.sequences import Clip, sample_clip, sample_pair
 from qvl.models.nano.train.vision_input import Things
@@ -80,7 +81,7 @@ def _finish(
     if rng.random() < 0.04:  # the question before the picture
         task, (question, reply) = asked[int(rng.integers(len(asked)))]
         if len(question) < 40 and "<" not in question:
-            return Sample(kind, frames, ((task, (("", reply),)),), _system(rng), question)
+            return Sample(kind, frames, ((task, (Answer("", reply),)),), _system(rng), question)
     return Sample(kind, frames, _turns(rng, asked), _system(rng))
 
 

@@ -16,6 +16,8 @@ MIN_PIXELS, MAX_PIXELS = 24 * FACTOR**2, 36 * FACTOR**2
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_TOKENS = MAX_PIXELS // FACTOR**2
+THINGS = 16  # at most that many in a picture
+SHARE = 0.12  # a token shows a thing when it holds at least this share of it
 COVERED = 0.18  # a patch counts as showing a thing when it covers at least this share
 
 
@@ -82,10 +84,16 @@ def targets(ids: np.ndarray, things: Things) -> dict[str, np.ndarray]:
         for name, values in (("kind", things.kind), ("colour", things.colour), ("char", things.char))
     }
     scale = np.array([w / native_w, h / native_h] * 2, np.float32) / FACTOR
+    seen = whole[:, 1:]
+    cover = np.zeros(
+        (len(whole), THINGS), bool
+    )  # which tokens show which thing: much of it, or its best view
+    cover[:, : k - 1] = (seen >= SHARE * seen.sum(0)) & (seen > 0)
     boxes = np.zeros((k, 4), np.float32)
     boxes[1:] = np.asarray(things.box, np.float32).reshape(-1, 4) * scale
     return {
         **{name: values[owner] for name, values in table.items()},
         "box": boxes[token_owner],
         "shown": token_owner > 0,
+        "cover": cover,
     }

@@ -1,0 +1,31 @@
+"""A question with its true reply, and what each part of the reply is about."""
+
+from __future__ import annotations
+
+Ref = tuple[int, int, int]  # start and end in the reply's characters, index of the thing in the picture
+
+
+class Answer(tuple[str, str]):
+    """(question, reply). `refs` name the thing that each span of the reply tells of, where there is one."""
+
+    refs: tuple[Ref, ...]
+
+    def __new__(cls, question: str, reply: str, refs: tuple[Ref, ...] = ()) -> Answer:
+        self = super().__new__(cls, (question, reply))
+        self.refs = refs
+        return self
+
+    @classmethod
+    def about(cls, question: str, reply: str, thing: int) -> Answer:
+        """The whole reply is about one thing."""
+        return cls(question, reply, ((0, len(reply), thing),))
+
+    @classmethod
+    def parts(cls, question: str, parts: list[tuple[str, int]]) -> Answer:
+        """A reply put together from (text, thing); a thing of -1 is none."""
+        text, refs = "", []
+        for part, thing in parts:
+            if thing >= 0:
+                refs.append((len(text), len(text) + len(part), thing))
+            text += part
+        return cls(question, text, tuple(refs))
