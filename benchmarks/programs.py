@@ -18,9 +18,10 @@ from PIL import Image
 
 from qvl.runtime import load
 from qvl.runtime.llama.binding import import_part
-from qvl.runtime.measure.bench import GENERATE_TOKENS, PREFILL_TOKENS, generate_timing, prefill_timing
+from qvl.runtime.measure.speed import read_seconds, write_seconds
 from qvl.runtime.model import Model
 
+READ, WRITE = 512, 32  # tokens
 QUESTION = "What is in this picture?"
 SIZE = 448
 InTurns = Callable[..., dict[str, list[float]]]
@@ -120,11 +121,14 @@ def rates(
         done = subprocess.run(whole, check=True, capture_output=True, text=True)
         return float(json.loads(done.stdout)[0]["avg_ts"])
 
-    with load(text, None, device="cpu", threads=args.threads) as model:
+    with ExitStack() as stack:
+        model = stack.enter_context(load(text, device="cpu", threads=args.threads))
+        reader = stack.enter_context(model.context(n_ctx=READ))
+        writer = stack.enter_context(model.context(n_ctx=READ))
         turns: dict[str, Callable[[int], Any]] = {
-            "qvl prefill": lambda n: PREFILL_TOKENS / prefill_timing(model, PREFILL_TOKENS, 1).median,
-            "llama-bench prefill": lambda n: peer(["-p", PREFILL_TOKENS, "-n", 0]),
-            "qvl generation": lambda n: GENERATE_TOKENS / generate_timing(model, GENERATE_TOKENS, 1).median,
-            "llama-bench generation": lambda n: peer(["-p", 0, "-n", GENERATE_TOKENS]),
+            "qvl prefill": lambda n: READ / read_seconds(reader, READ),
+            "llama-bench prefill": lambda n: peer(["-p", READ, "-n", 0]),
+            "qvl generation": lambda n: WRITE / write_seconds(writer, WRITE),
+            "llama-bench generation": lambda n: peer(["-p", 0, "-n", WRITE]),
         }
         return in_turns(turns, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,14 +14,16 @@ from qvl.cli.output import Output, format_table, human_bytes, human_seconds
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from qvl.runtime.measure.speed import Machine, Size, Speed, Timing
+    from qvl.runtime.measure.machine import Machine
+    from qvl.runtime.measure.speed import Size, Speed, Timing
+    from qvl.runtime.model import Model
 
 Sizes = Annotated[
     str,
     typer.Option("--sizes", metavar="N,WxH,…", help="Pictures to look at; the first is asked about too."),
 ]
-Runs = Annotated[
-    int, typer.Option("-r", "--runs", metavar="N", min=1, help="Repetitions; medians are shown.")
+Repeat = Annotated[
+    int, typer.Option("-r", "--repeat", metavar="N", min=1, help="Repetitions at most; medians are shown.")
 ]
 Read = Annotated[int, typer.Option("--read", metavar="N", min=1, help="Tokens of a prompt.")]
 Write = Annotated[int, typer.Option("--write", metavar="N", min=1, help="Tokens of a reply.")]
@@ -31,7 +33,7 @@ def bench(
     sizes: Sizes = "224,448,896",
     read: Read = 512,
     write: Write = 128,
-    runs: Runs = 3,
+    repeat: Repeat = 3,
     model: options.Model = None,
     mmproj: options.Mmproj = None,
     device: options.Device = "auto",
@@ -40,6 +42,7 @@ def bench(
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
     kv_type: options.KvType = None,
+    precision: options.Precision = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -47,14 +50,17 @@ def bench(
     """Measure how fast a model runs here.
 
     Looking at pictures, reading a prompt, writing a reply, the wait for a first token, loading, memory.
+    What takes long is repeated less often. `--image-detail auto` goes by what was measured last.
     """
     pictures = [parse_size(size) for size in sizes.split(",") if size.strip()]
     from qvl.cli.engine import open_model
-    from qvl.runtime.measure.speed import machine, measure
+    from qvl.runtime.measure.machine import describe_machine
+    from qvl.runtime.measure.pace import keep_pace
+    from qvl.runtime.measure.speed import measure
 
     out = Output(quiet, verbose)
     model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, 4096, threads, min_pixels, max_pixels, kv_type
+        model, mmproj, device, n_gpu_layers, 4096, threads, min_pixels, max_pixels, kv_type, precision
     )
     start = time.perf_counter()
     with open_model(model_options, out) as loaded:
@@ -65,14 +71,47 @@ def bench(
                 sizes=pictures if loaded.has_vision else [],
                 n_read=read,
                 n_write=write,
-                runs=runs,
+                repeat=repeat,
                 progress=bar,
             )
-        name = loaded.path.name
+        subject = Subject.of(loaded, load_seconds)
+        if pace := speed.pace:
+            keep_pace(loaded, pace)
     if json:
-        out.json(as_json(name, machine(), load_seconds, speed), indent=2)
+        out.json(as_json(subject, describe_machine(), speed), indent=2)
     else:
-        out.line(as_text(name, machine(), load_seconds, speed))
+        out.line(as_text(subject, describe_machine(), speed))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured.
+
+    Attributes:
+        precision: how the image encoder computes; None without one.
+        device: that holds the image encoder, or would.
+    """
+
+    model: str
+    mmproj: str | None
+    precision: str | None
+    device: str
+    threads: int
+    load_seconds: float
+
+    @classmethod
+    def of(cls, model: Model, load_seconds: float) -> Subject:
+        from qvl.runtime.ggml.devices import default_threads
+
+        eyes = model.vision if model.has_vision else None
+        return cls(
+            model.path.name,
+            eyes.path.name if eyes else None,
+            eyes.precision if eyes else None,
+            eyes.device.name if eyes else "",
+            model.threads or default_threads(),
+            load_seconds,
+        )
 
 
 def parse_size(text: str) -> Size:
@@ -87,9 +126,9 @@ def parse_size(text: str) -> Size:
     return int(match[1]), int(match[2] or match[1])
 
 
-def as_text(name: str, machine: Machine, load_seconds: float, speed: Speed) -> str:
+def as_text(subject: Subject, machine: Machine, speed: Speed) -> str:
     """The table for people."""
-    rows = [("load", "", human_seconds(load_seconds), "")]
+    rows = [("load", "", human_seconds(subject.load_seconds), "")]
     rows += [
         (f"picture of {w} x {h}", f"{t.amount} patches", f"{t.median:.3f} s", f"{t.rate:.0f} patches/s")
         for (w, h), t in speed.encode.items()
@@ -98,16 +137,28 @@ def as_text(name: str, machine: Machine, load_seconds: float, speed: Speed) -> s
         if timing is not None:
             seconds, rate = f"{timing.median:.3f} s", f"{timing.rate:.1f} tokens/s"
             rows.append((label, f"{timing.amount} tokens", seconds, rate))
-    if speed.first_token is not None:
-        (w, h), first = next(iter(speed.encode)), speed.first_token
+    if speed.first_token is not None and speed.asked is not None:
+        (w, h), first = speed.asked, speed.first_token
         rows.append((f"first token about {w} x {h}", f"{first.amount} tokens", f"{first.median:.3f} s", ""))
     rows.append(("peak memory", "", human_bytes(speed.peak_bytes), ""))
-    features = f" ({', '.join(machine.features)})" if machine.features else ""
-    where = f"{machine.processor}{features}, {machine.threads} threads, {machine.system}"
-    return "\n".join([name, where, *machine.devices, "", format_table(rows)])
+    return "\n".join([*_setting(subject, machine), "", format_table(rows)])
 
 
-def as_json(name: str, machine: Machine, load_seconds: float, speed: Speed) -> dict[str, Any]:
+def _setting(subject: Subject, machine: Machine) -> list[str]:
+    """What was measured, and on what."""
+    instructions = f" ({', '.join(machine.instructions)})" if machine.instructions else ""
+    lines = [
+        " + ".join(name for name in (subject.model, subject.mmproj) if name),
+        f"{machine.cpu}{instructions}, {machine.cores} cores, {machine.system}, ggml {machine.ggml}",
+        *machine.devices,
+    ]
+    if subject.precision is not None:
+        kernels = "qvl's own kernels" if subject.precision != "exact" else "ggml's kernels"
+        lines.append(f"image encoder in {subject.precision} precision by {kernels}, on {subject.device}")
+    return [*lines, f"{subject.threads} threads"]
+
+
+def as_json(subject: Subject, machine: Machine, speed: Speed) -> dict[str, Any]:
     """The same for scripts; every repetition's seconds."""
 
     def timing(t: Timing | None) -> dict[str, Any] | None:
@@ -115,13 +166,13 @@ def as_json(name: str, machine: Machine, load_seconds: float, speed: Speed) -> d
             return None
         return {"amount": t.amount, "seconds": list(t.seconds), "median": t.median, "rate": t.rate}
 
+    asked = dict(zip(("width", "height"), speed.asked, strict=True)) if speed.asked else {}
     return {
-        "model": name,
-        "machine": asdict(machine),
-        "load_seconds": load_seconds,
+        **asdict(subject),
+        "machine": machine.as_dict(),
         "encode": [{"width": w, "height": h, **(timing(t) or {})} for (w, h), t in speed.encode.items()],
         "read": timing(speed.read),
         "write": timing(speed.write),
-        "first_token": timing(speed.first_token),
+        "first_token": {**asked, **(timing(speed.first_token) or {})} if speed.first_token else None,
         "peak_bytes": speed.peak_bytes,
     }

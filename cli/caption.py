@@ -119,7 +119,9 @@ def caption(
     threads: options.Threads = None,
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
+    image_detail: options.ImageDetail = None,
     kv_type: options.KvType = None,
+    precision: options.Precision = "auto",
     max_tokens: options.MaxTokens = 256,
     temp: options.Temperature = None,
     top_k: options.TopK = None,
@@ -161,6 +163,7 @@ def caption(
         seed=seed or 0,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        image_detail=image_detail,
     )
     destination = Destination(
         output,
@@ -169,7 +172,9 @@ def caption(
         _mode(overwrite=overwrite, append=append, prepend=prepend, retry_errors=retry_errors),
         accept_changes,
     )
-    model_options = options.ModelOptions(model, mmproj, device, n_gpu_layers, 8192, threads, kv_type=kv_type)
+    model_options = options.ModelOptions(
+        model, mmproj, device, n_gpu_layers, 8192, threads, kv_type=kv_type, precision=precision
+    )
     run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), ctx_size)
     return run.on_ray(model_options, address, actors) if ray else run.here(model_options)
 

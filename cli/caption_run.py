@@ -122,6 +122,8 @@ class CaptionRun:
         settings = dict(self.options.settings(files.text, files.mmproj))
         if sidecars is not None:
             settings["sidecar"] = sidecars.suffix
+        if model.precision != "auto":
+            settings["precision"] = model.precision
         with Ledger(path, settings, to.mode, accept_changes=to.accept_changes) as ledger:
             for note in ledger.notes:
                 self.out.note(note)

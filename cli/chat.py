@@ -60,7 +60,9 @@ def chat(
     threads: options.Threads = None,
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
+    image_detail: options.ImageDetail = None,
     kv_type: options.KvType = None,
+    precision: options.Precision = "auto",
     max_tokens: options.MaxTokens = 1024,
     temp: options.Temperature = None,
     top_k: options.TopK = None,
@@ -79,6 +81,7 @@ def chat(
     from qvl.cli import sessions
     from qvl.cli.conversation import Conversation
     from qvl.cli.engine import open_model
+    from qvl.cli.looking import Looking
     from qvl.cli.repl import Repl
 
     out = Output(quiet, verbose)
@@ -89,14 +92,16 @@ def chat(
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema(schema) if schema else None
     model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type
+        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type, precision
     )
     sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
     with open_model(model_options, out, use_cache=not no_cache) as loaded:
         conversation = Conversation(
             loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
         )
-        repl = Repl(conversation, out, as_json=json)
+        detail = image_detail or (None if min_pixels or max_pixels else "auto")
+        looking = Looking(loaded, detail, out)
+        repl = Repl(conversation, out, looking, as_json=json)
         if saved:
             repl.restore(saved, sampling)
             conversation.set_system(system or saved.system)
@@ -104,7 +109,7 @@ def chat(
             if attachments:
                 repl.attach(attachments)
             return repl.run()
-        conversation.attach(attachments, look_ahead=False)
+        repl.attach(attachments, look_ahead=False)
         try:
             repl.ask(question)
             if draw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -44,7 +44,20 @@ MinPixels = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option("--max-pixels", metavar="N", min=1, help="Shrink larger pictures to this area.")
 ]
-
+ImageDetail = Annotated[
+    Literal["low", "auto", "high"] | None,
+    typer.Option(
+        "--image-detail",
+        metavar="low|auto|high",
+        help="How large to look at pictures: 256 tokens at most, what takes seconds here, or all there is.",
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "exact"],
+    typer.Option(
+        "--precision", metavar="auto|exact", help="Of the image encoder; auto is the fastest that is true."
+    ),
+]
 KvType = Annotated[
     str | None, typer.Option("--kv-type", metavar="T", help="Of the KV cache: f16, f32, q8_0.")
 ]
@@ -87,6 +100,7 @@ class ModelOptions:
     min_pixels: int | None = None
     max_pixels: int | None = None
     kv_type: str | None = None
+    precision: Literal["auto", "exact"] = "auto"
 
     def kwargs(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None and name != "path"}

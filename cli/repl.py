@@ -7,8 +7,9 @@ from typing import Final
 
 from qvl.cli import commands, sessions
 from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path
-from qvl.cli.conversation import Conversation, size_of
+from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
+from qvl.cli.looking import Looking
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.report import reply_json, stats_text
@@ -21,9 +22,17 @@ _BAR_AFTER: Final = 0.5
 class Repl:
     """A conversation driven by typed lines."""
 
-    def __init__(self, conversation: Conversation, out: Output, *, as_json: bool = False) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        out: Output,
+        looking: Looking | None = None,
+        *,
+        as_json: bool = False,
+    ) -> None:
         self.conversation = conversation
         self.out = out
+        self.looking = looking or Looking(conversation.model, None, out)
         self.as_json = as_json
         self.reader = LineReader(f"/{name}" for name in commands.COMMANDS)
 
@@ -74,20 +83,23 @@ class Repl:
         if text:
             self.ask(text)
 
-    def attach(self, attachments: list[Attachment]) -> None:
-        """Attach to the next message, and say so."""
-        said = [f"attached {a.path}{self._cost(a)}" for a in attachments]
-        self.conversation.attach(attachments)
+    def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
+        """Attach to the next message, and say so.
+
+        Args:
+            look_ahead: begin to look at once; without it, only pictures that are shrunk are worth a word.
+        """
+        bounded = [self.looking.bounded(a) for a in attachments]
+        said = [
+            f"attached {a.path} {self.looking.words(a)}".rstrip()
+            for a, given in zip(bounded, attachments, strict=True)
+            if look_ahead or a != given
+        ]
+        if self.out.verbose:
+            said += [self.looking.table(a.path) for a in bounded if a.kind == "image"]
+        self.conversation.attach(bounded, look_ahead=look_ahead)
         for line in said:
             self.out.dim(line)
-
-    def _cost(self, attachment: Attachment) -> str:
-        """The size of a picture and the tokens it takes, after its name."""
-        if attachment.kind == "video":
-            return ""
-        width, height = size_of(attachment.path)
-        vision = self.conversation.model.vision.preprocessor
-        return f" ({width} x {height}, {vision.n_tokens(height, width)} tokens)"
 
     def ask(self, text: str) -> None:
         """Stream the reply to stdout and keep the conversation for `--continue`.

@@ -23,7 +23,7 @@ from qvl.runtime.session import Session
 from qvl.runtime.stream import Stream
 from qvl.runtime.tokens import VisionUnit, n_cells
 from qvl.runtime.vision.cache import EmbeddingCache, file_identity
-from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
+from qvl.runtime.vision.encoder import Precision, Progress, VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.video import VideoOptions, load_video
@@ -46,6 +46,7 @@ def load(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     kv_type: str = "f16",
+    precision: Precision = "auto",
     cache: EmbeddingCache | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Model:
@@ -60,6 +61,7 @@ def load(
         n_gpu_layers: decoder layers on the device; -1 is all.
         min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
         kv_type: type of the KV cache: f16, f32 or q8_0.
+        precision: of the image encoder: "auto", or "exact"; see `VisionEncoder`.
         cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
         progress: called with the fraction of the text model that is loaded.
 
@@ -74,7 +76,12 @@ def load(
         vision = None
         if files.mmproj is not None:
             vision = VisionEncoder(
-                files.mmproj, device=device, threads=threads, min_pixels=min_pixels, max_pixels=max_pixels
+                files.mmproj,
+                device=device,
+                threads=threads,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+                precision=precision,
             )
         return Model(text, vision, n_ctx=n_ctx, threads=threads, kv_type=kv_type, cache=cache)
     except BaseException:
@@ -91,6 +98,7 @@ class Model:
         template: how messages become a prompt.
         sampling: the model's own settings.
         n_ctx: size of a session's context unless asked for another.
+        threads: CPU threads; None for physical cores.
     """
 
     def __init__(
@@ -121,7 +129,7 @@ class Model:
         self.sampling = Sampling.from_metadata(text.metadata)
         self.n_ctx = n_ctx
         self._vision = vision
-        self._threads = threads
+        self.threads = threads
         self._kv_type = kv_type
         self._store = EmbeddingStore(_Eyes(vision) if vision is not None else None, cache=cache)
         self._sessions: list[Session] = []
@@ -154,7 +162,7 @@ class Model:
 
     def context(self, *, n_ctx: int, **options: Any) -> Context:
         """A bare context on the decoder; options are those of `Context`. The caller closes it."""
-        return Context(self.text, n_ctx=n_ctx, threads=self._threads, kv_type=self._kv_type, **options)
+        return Context(self.text, n_ctx=n_ctx, threads=self.threads, kv_type=self._kv_type, **options)
 
     def generate(self, messages: Sequence[Message], **options: Any) -> Stream:
         """Reply to messages; see `Session.generate`, which says what the options are.

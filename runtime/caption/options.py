@@ -12,6 +12,7 @@ from qvl.runtime.caption.prompts import DEFAULT_PROMPT, Prompts, Template, Varia
 from qvl.runtime.caption.settings import Settings, file_identity, model_identity
 from qvl.runtime.caption.wording import Wording
 from qvl.runtime.errors import InputError
+from qvl.runtime.vision.detail import Detail
 
 MAX_TOKENS: Final = 256
 MAX_PIXELS: Final = 1280 * 28 * 28
@@ -30,6 +31,7 @@ class CaptionOptions:
         sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
         seed: each picture's own seed derives from it and from the picture's content.
         schema: JSON schema file that every caption must fit.
+        image_detail: in place of max_pixels, see `qvl.runtime.vision.detail`.
     """
 
     prompt: str = DEFAULT_PROMPT
@@ -46,6 +48,7 @@ class CaptionOptions:
     seed: int = 0
     min_pixels: int | None = None
     max_pixels: int | None = None
+    image_detail: Detail | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_tokens"):
@@ -77,6 +80,7 @@ class CaptionOptions:
             "seed": self.seed,
             "min-pixels": self.min_pixels,
             "max-pixels": self.max_pixels,
+            "image-detail": self.image_detail,
         }
         return {name: value for name, value in found.items() if value not in (None, "", [])}
 

@@ -18,7 +18,9 @@ from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.grounding import parse_grounding
 from qvl.runtime.jobs import Request
+from qvl.runtime.measure.pace import known_pace
 from qvl.runtime.schema import schema_to_grammar
+from qvl.runtime.vision.detail import max_pixels
 from qvl.runtime.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -82,6 +84,10 @@ def preprocessor_for(model: Model, options: CaptionOptions) -> Preprocessor:
     """The model's preprocessor with the run's bounds."""
     own = model.vision.preprocessor
     high = options.max_pixels
+    if options.image_detail is not None and high is None:
+        pace = known_pace(model) if options.image_detail == "auto" else None
+        high = max_pixels(options.image_detail, own, model.vision.config, pace)
+        return own.with_pixels(options.min_pixels, max(high, options.min_pixels or 0))
     if high is None and own.max_pixels > MAX_PIXELS:
         high = max(MAX_PIXELS, options.min_pixels or 0)
     return own.with_pixels(options.min_pixels, high)

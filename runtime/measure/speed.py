@@ -1,4 +1,4 @@
-"""How fast a model runs on this machine: loading, looking, reading, writing, and the wait for a first token.
+"""How fast a model runs on this machine: looking, reading, writing, and the wait for a first token.
 
 Reading and writing are measured as llama-bench does (tools/llama-bench): a prompt of n tokens into an empty
 cache, and n tokens one after the other from an empty cache, without sampling.
@@ -6,49 +6,26 @@ cache, and n tokens one after the other from an empty cache, without sampling.
 
 from __future__ import annotations
 
-import platform
-import re
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.ggml.devices import default_threads, devices
+from qvl.runtime.llama.context import Context
+from qvl.runtime.measure.machine import peak_memory
 from qvl.runtime.model import Model
+from qvl.runtime.vision.detail import Pace
 
 QUESTION: Final = "What is in this picture?"
-_FEATURES: Final = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_bf16",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-)
+PATIENCE: Final = 20.0
+"""Seconds after which a thing is not measured once more."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the figures come from."""
-
-    system: str
-    processor: str
-    features: tuple[str, ...]
-    threads: int
-    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,9 +55,10 @@ class Speed:
     """What `measure` found.
 
     Attributes:
-        encode: by the picture's size: patches and seconds, reading and resizing included.
+        encode: by the picture's size after resizing: patches and seconds, cutting into patches included.
         read: prompt tokens; write: reply tokens.
         first_token: prompt tokens of a picture and a short question, and seconds to the first token.
+        asked: the picture of that question.
         peak_bytes: of the process, at the end.
     """
 
@@ -88,7 +66,16 @@ class Speed:
     read: Timing | None = None
     write: Timing | None = None
     first_token: Timing | None = None
+    asked: Size | None = None
     peak_bytes: int = 0
+
+    @property
+    def pace(self) -> Pace | None:
+        """What costs can be estimated from: the picture nearest to 448x448, and reading."""
+        if not self.encode or self.read is None:
+            return None
+        seen = min(self.encode.values(), key=lambda timing: abs(timing.amount - 1024))
+        return Pace(seen.amount, seen.median, 1 / self.read.rate)
 
 
 def measure(
@@ -97,43 +84,82 @@ def measure(
     sizes: Sequence[Size],
     n_read: int = 512,
     n_write: int = 128,
-    runs: int = 3,
+    repeat: int = 3,
     progress: Callable[[float, float, str], None] = lambda done, total, label: None,
 ) -> Speed:
-    """Measure a loaded model; each thing once to warm up and then `runs` times.
+    """Measure a loaded model; each thing once to warm up, and then again as often as `PATIENCE` allows.
 
     Args:
-        sizes: of pictures to encode; the first is used for the first token too. Needs an image encoder.
+        sizes: of pictures to encode, once where they come to the same after resizing; the first is used
+            for the first token too. Needs an image encoder.
+        repeat: repetitions at most.
         progress: called with steps done, steps in all, and what is measured next.
     """
-    total = (len(sizes) + 2 + bool(sizes)) * (runs + 1)
-    done = 0
+    resized = list(dict.fromkeys(_resized(model, size) for size in sizes))
+    total, done = len(resized) + 2 + bool(resized), 0
 
     def timed(label: str, amount: int, once: Callable[[int], float]) -> Timing:
         nonlocal done
-        seconds = []
-        for run in range(runs + 1):
-            progress(done, total, label)
-            seconds.append(once(run))
-            done += 1
-        return Timing(amount, tuple(seconds[1:]))
+        progress(done, total, label)
+        timing = Timing(amount, repeated(once, repeat))
+        done += 1
+        return timing
 
     encode = {
         size: timed(f"picture of {size[0]} x {size[1]}", _n_patches(model, size), _encoder(model, size))
-        for size in sizes
+        for size in resized
     }
-    read = timed(f"reading {n_read} tokens", n_read, lambda run: _read(model, n_read))
-    write = timed(f"writing {n_write} tokens", n_write, lambda run: _write(model, n_write))
-    first = None
-    if sizes:
-        n_prompt = _first_token(model, sizes[0], -1)[0]
-        first = timed("first token", n_prompt, lambda run: _first_token(model, sizes[0], run)[1])
-    return Speed(encode, read, write, first, peak_bytes())
+    with model.context(n_ctx=n_read) as context:
+        read = timed(f"reading {n_read} tokens", n_read, lambda run: read_seconds(context, n_read))
+    with model.context(n_ctx=n_write) as context:
+        write = timed(f"writing {n_write} tokens", n_write, lambda run: write_seconds(context, n_write))
+    first, asked = None, resized[0] if resized else None
+    if asked is not None:
+        n_prompt = _first_token(model, asked, -1)[0]
+        first = timed("first token", n_prompt, lambda run: _first_token(model, asked, run)[1])
+    return Speed(encode, read, write, first, asked, peak_memory())
 
 
-def _noise(size: Size, seed: int) -> NDArray[np.uint8]:
-    """A picture that nothing can have been kept of."""
+def repeated(once: Callable[[int], float], repeat: int) -> tuple[float, ...]:
+    """What a function says that it took, called with 0, which does not count, and then with 1 to repeat."""
+    started = time.perf_counter()
+    once(0)
+    seconds: list[float] = []
+    for run in range(1, repeat + 1):
+        if seconds and time.perf_counter() - started > PATIENCE:
+            break
+        seconds.append(once(run))
+    return tuple(seconds)
+
+
+def noise(size: Size, seed: int) -> NDArray[np.uint8]:
+    """A picture that nothing can have been kept of: uint8 [h, w, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+
+
+def read_seconds(context: Context, n: int) -> float:
+    """Reading n tokens into an empty cache, the logits of each batch's last included."""
+    context.clear()
+    tokens = _tokens(context, n)
+    start = time.perf_counter()
+    for i in range(0, n, context.n_batch):
+        context.decode_tokens(tokens[i : i + context.n_batch], i, outputs="last")
+    return time.perf_counter() - start
+
+
+def write_seconds(context: Context, n: int) -> float:
+    """Decoding n tokens one by one from an empty cache, without choosing them."""
+    context.clear()
+    tokens = _tokens(context, n)
+    start = time.perf_counter()
+    for i, token in enumerate(tokens):
+        context.decode_tokens([token], i, outputs="last")
+    return time.perf_counter() - start
+
+
+def _resized(model: Model, size: Size) -> Size:
+    height, width = model.vision.preprocessor.size(size[1], size[0])
+    return width, height
 
 
 def _n_patches(model: Model, size: Size) -> int:
@@ -143,7 +169,7 @@ def _n_patches(model: Model, size: Size) -> int:
 
 def _encoder(model: Model, size: Size) -> Callable[[int], float]:
     def once(run: int) -> float:
-        picture = _noise(size, run)
+        picture = noise(size, run)
         start = time.perf_counter()
         model.vision.encode([picture])
         return time.perf_counter() - start
@@ -151,59 +177,18 @@ def _encoder(model: Model, size: Size) -> Callable[[int], float]:
     return once
 
 
-def _tokens(model: Model, n: int) -> list[int]:
-    return [int(i) for i in np.random.default_rng(0).integers(0, model.text.hparams.n_vocab, n)]
-
-
-def _read(model: Model, n: int) -> float:
-    with model.context(n_ctx=n) as context:
-        tokens = _tokens(model, n)
-        start = time.perf_counter()
-        for i in range(0, n, context.n_batch):
-            batch = tokens[i : i + context.n_batch]
-            context.decode_tokens(batch, i, outputs="last")
-        return time.perf_counter() - start
-
-
-def _write(model: Model, n: int) -> float:
-    with model.context(n_ctx=n) as context:
-        tokens = _tokens(model, n)
-        start = time.perf_counter()
-        for i, token in enumerate(tokens):
-            context.decode_tokens([token], i, outputs="last")
-        return time.perf_counter() - start
+def _tokens(context: Context, n: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(0).integers(0, context.model.hparams.n_vocab, n)]
 
 
 def _first_token(model: Model, size: Size, run: int) -> tuple[int, float]:
     """Prompt tokens, and seconds from a question about a new picture to the first token of the reply."""
     session = model.session()
     try:
-        content = [{"type": "image", "image": _noise(size, 1000 + run)}, {"type": "text", "text": QUESTION}]
+        content = [{"type": "image", "image": noise(size, 1000 + run)}, {"type": "text", "text": QUESTION}]
         start = time.perf_counter()
         stream = session.generate([{"role": "user", "content": content}], max_tokens=1, temperature=0.0)
         reply = stream.result()
         return reply.usage.prompt_tokens, time.perf_counter() - start
     finally:
         session.close()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def machine() -> Machine:
-    """What this machine is."""
-    processor = platform.processor() or platform.machine()
-    features: tuple[str, ...] = ()
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        info = ""
-    if name := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", info, re.M):
-        processor = name[1]
-    if flags := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M):
-        features = tuple(f for f in _FEATURES if f in flags[1].split())
-    found = tuple(f"{device.name} ({device.description})" for device in devices() if not device.is_cpu)
-    return Machine(f"{platform.system()} {platform.machine()}", processor, features, default_threads(), found)
