@@ -58,6 +58,7 @@ class Session:
         self._n_cells = self._position = 0  # of the units
         self._replies: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._turn = 0
+        self._current: Draft | None = None
 
     @property
     def n_ctx(self) -> int:
@@ -91,7 +92,7 @@ class Session:
         """
         draft = Draft(cancel=cancel or threading.Event())
         with self._lock:
-            self._turn += 1
+            self._begin(draft)
             reserve = min(MAX_TOKENS, self.n_ctx // 8)
             units = self._read(messages, draft, reserve, complete=False, number_images=number_images)
             self._bring(units, draft, progress, logits=False)
@@ -157,10 +158,18 @@ class Session:
             self._rewind(0)
 
     def close(self) -> None:
-        """Free the context."""
+        """Free the context; what is under way is called off. Doing it twice is harmless."""
+        if self._current is not None:
+            self._current.cancel.set()
         with self._lock:
             self._turn += 1
             self._context.close()
+
+    def _begin(self, draft: Draft) -> int:
+        """Take the cache over: a stream that has not ended by now ends."""
+        self._turn += 1
+        self._current = draft
+        return self._turn
 
     # -- the reply
 
@@ -176,8 +185,7 @@ class Session:
     ) -> Generator[Piece, None, FinishReason]:
         with sampler:
             with self._lock:
-                self._turn += 1
-                turn = self._turn
+                turn = self._begin(draft)
                 reserve = min(max_tokens, self.n_ctx // 8)
                 units = self._read(messages, draft, reserve, complete=True, number_images=number_images)
                 self._bring(units, draft, progress, logits=True)

@@ -82,6 +82,7 @@ class LlamaModel:
         """Free the weights. Doing it twice is harmless."""
         handle, self._handle = self._handle, None
         if handle is not None:
+            self.vocab.close()
             self._c.llama_model_free(handle)
 
     def __enter__(self) -> LlamaModel:

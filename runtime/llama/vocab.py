@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from qvl.runtime.errors import GGUFError
+from qvl.runtime.errors import BackendError, GGUFError
 from qvl.runtime.llama.binding import llama
 
 
@@ -29,18 +29,28 @@ class Vocab:
     def __init__(self, handle: int, path: str) -> None:
         """handle: the `llama_model *`; path: the file, for error texts."""
         self._c = llama()
-        self._vocab = self._c.llama_model_get_vocab(handle)
+        self._vocab: Any = self._c.llama_model_get_vocab(handle)
         self._path = path
-        self.n_tokens: int = self._c.llama_vocab_n_tokens(self._vocab)
-        ends = (self._c.llama_vocab_eos(self._vocab), self._c.llama_vocab_eot(self._vocab))
+        self.n_tokens: int = self._c.llama_vocab_n_tokens(self.handle)
+        ends = (self._c.llama_vocab_eos(self.handle), self._c.llama_vocab_eot(self.handle))
         known = (self._find(name) for name in ("<|im_end|>", "<|endoftext|>"))
         self.end_tokens = frozenset(t for t in (*ends, *known) if t is not None and 0 <= t < self.n_tokens)
         self.piece = lru_cache(maxsize=1 << 14)(self._piece)
 
     @property
     def handle(self) -> Any:
-        """The `llama_vocab *`, for samplers."""
+        """The `llama_vocab *`, for samplers.
+
+        Raises:
+            BackendError: the model is closed.
+        """
+        if self._vocab is None:
+            raise BackendError(f"{self._path}: the model is closed")
         return self._vocab
+
+    def close(self) -> None:
+        """The model is about to be freed, and the vocabulary with it."""
+        self._vocab = None
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of plain text: `<|im_start|>` in it is ten characters and no control token."""
@@ -80,7 +90,7 @@ class Vocab:
         data = unicodedata.normalize("NFC", text).encode()
         room = len(data)  # no token of a byte-level BPE is empty
         tokens = (ctypes.c_int32 * room)()
-        n = self._c.llama_tokenize(self._vocab, data, len(data), tokens, room, False, control)
+        n = self._c.llama_tokenize(self.handle, data, len(data), tokens, room, False, control)
         if n < 0:
             raise GGUFError(f"{self._path}: the tokenizer gave {-n} tokens for {room} bytes")
         return tokens[:n]
@@ -89,7 +99,7 @@ class Vocab:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = self._c.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
+            n = self._c.llama_token_to_piece(self.handle, token, buffer, room, 0, True)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n

@@ -19,7 +19,7 @@ from support.chatml import image, text, user
 
 from qvl.convert import Converted
 from qvl.runtime import Model, load
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import BackendError, InputError
 from qvl.runtime.reply_text import StopStrings
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
@@ -186,6 +186,18 @@ def test_leaving_a_stream_half_way(model: Model) -> None:
     replaced = model.generate([user("Bye")], max_tokens=3, **GREEDY).result()
     assert replaced.usage.completion_tokens == 3
     assert other.result().finish_reason == "cancelled"  # the cache is another prompt's now
+
+
+def test_a_model_closed_while_it_replies(tiny_model: Converted) -> None:
+    model = load(tiny_model.text, device="cpu", n_ctx=512, threads=1)
+    streams = [model.session().generate(HELLO, max_tokens=50, temperature=2.0, seed=1) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    model.close()
+    assert streams[0].result().finish_reason == "cancelled"
+    del stream, streams  # the other is dropped unread
+    with pytest.raises(BackendError, match="is closed"):
+        model.generate(HELLO)
 
 
 def test_an_error_comes_again(model: Model) -> None:

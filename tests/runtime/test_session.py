@@ -223,6 +223,28 @@ def test_reading_ahead_called_off(session: Session, model: LlamaModel, eyes: Fak
     )
 
 
+def test_closing_calls_off_what_is_read_ahead(model: LlamaModel, eyes: FakeEyes) -> None:
+    eyes.pause = 0.2
+    session = new_session(model, eyes)
+    caught: list[type[BaseException]] = []
+
+    def read() -> None:
+        try:
+            session.prefill([user(image(280, 280))])
+        except Cancelled as e:
+            caught.append(type(e))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.05)
+    start = time.perf_counter()
+    session.close()
+    assert time.perf_counter() - start < 1.5  # encoding it to the end would take 2 s
+    thread.join()
+    assert caught == [Cancelled]
+    session.close()
+
+
 def test_asking_waits_for_what_is_read_ahead(session: Session, eyes: FakeEyes) -> None:
     eyes.pause = 0.01
     picture = image(84, 84)
