@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,21 +31,19 @@ def open_model(options: ModelOptions, out: Output, *, use_cache: bool = False) -
     from qvl.runtime.vision.cache import EmbeddingCache, default_directory
 
     show_log(out)
-    if options.path is None:
-        introduce(out)
     with out.progress("loading", "%", delay=1.0) as bar:
         cache = EmbeddingCache(default_directory(), memory_bytes=0) if use_cache else None
         model = load(options.path, **options.kwargs(), cache=cache, progress=lambda share: bar(share, 1.0))
+    if options.path is None:
+        introduce(out)
     with model:
         yield model
 
 
 def introduce(out: Output) -> None:
     """Say what the embedded model is, so that nobody takes it for Qwen2-VL."""
-    try:
-        embedded = importlib.import_module("qvl.models.embedded")
-    except ImportError:  # loading it says what is wrong
-        return
+    from qvl.models import embedded
+
     out.dim(embedded.INTRODUCTION)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from qvl.runtime.errors import InputError
+
 INTRODUCTION: Final = (
     "qvl's embedded nano model: it knows drawn shapes, their colours, places and numbers, digits and short\n"
     "words. For photographs, get Qwen2-VL itself: `qvl models` says how."
@@ -12,5 +14,13 @@ INTRODUCTION: Final = (
 
 
 def path() -> Path:
-    """The folder with the text GGUF and its mmproj."""
-    return Path(__file__).parent / "gguf"
+    """The folder with the text GGUF and its mmproj.
+
+    Raises:
+        InputError: this installation came without them.
+    """
+    folder = Path(__file__).parent / "gguf"
+    if not folder.is_dir():
+        hint = "name a model with -m: a GGUF file, or a folder with a text GGUF and its mmproj"
+        raise InputError(f"no embedded model in this installation: {folder} is missing", hint=hint)
+    return folder
