@@ -304,9 +304,9 @@ def test_a_folder_of_frames_is_a_video(model: Path, tmp_path: Path) -> None:
 def test_a_picture_that_does_not_fit_says_what_would(
     chat: Callable[..., Terminal], large_picture: Path
 ) -> None:
-    terminal = chat("-n", "2", "-c", "512")
+    terminal = chat("-n", "2", "-c", "512", "--image-detail", "high")
     terminal.enter(f"/image {large_picture}")
-    terminal.expect(r"\(1120 x 1120, 1600 tokens\)")
+    terminal.expect(r"\(1120 x 1120, 1600 tokens, about .*\)")
     terminal.expect(r">>> $")
     terminal.enter("What is this?")
     assert int(terminal.expect(r"--max-pixels (\d+) would fit")[1]) <= 512 * 28 * 28
