@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-Ref = tuple[int, int, int]  # start and end in the reply's characters, index of the thing in the picture
+THINGS = 16  # at most that many in a picture
+Ref = tuple[int, int, int]  # start and end in the reply's characters, frame * THINGS + index of the thing
 
 
 class Answer(tuple[str, str]):

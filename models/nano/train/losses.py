@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qvl.models.nano.train.answer import THINGS
 from qvl.models.nano.train.model import Nano
+from qvl.models.nano.train.vision_input import MAX_TOKENS
 
 NONE_WEIGHT = 0.25  # most patches show nothing
 
@@ -40,8 +42,10 @@ def look_loss(looks: list[Tensor], x: dict[str, Tensor]) -> tuple[Tensor, float]
         return torch.zeros(()), 0.0
     cover = torch.cat((x["cover"].flatten(0, 1), torch.zeros(1, x["cover"].shape[-1], dtype=torch.bool)))
     shows = cover[index]  # [b, prefix, things]; the last row, for -1, shows nothing
-    sample = at.nonzero()[:, 0]
-    goal = shows[sample, :, about[at]].float()
+    sample, frames = at.nonzero()[:, 0], x["grid"].shape[0] // index.shape[0]
+    frame = torch.where(index >= 0, index // MAX_TOKENS, -1) - torch.arange(len(index))[:, None] * frames
+    here = frame[sample] == (about[at] // THINGS)[:, None]
+    goal = (shows[sample, :, about[at] % THINGS] & here).float()
     found = goal.sum(1) > 0
     mass = [(look[at].float() * goal).sum(1)[found] for look in looks]
     return sum((-(m + 1e-3).log()).mean() for m in mass), float(mass[-1].detach().mean())

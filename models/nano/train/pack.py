@@ -13,9 +13,9 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Tokenizer
 
+from qvl.models.nano.train.answer import THINGS
 from qvl.models.nano.train.vision_input import (
     MAX_TOKENS,
-    THINGS,
     Things,
     patches,
     resized,
@@ -198,7 +198,7 @@ class Packer:
             out["labels"][i, slot, a:b] = labels
             out["task"][i, slot, a:b] = tasks.index(task)
             self._corners(out["corners"][i, slot, a:b], ids, turns)
-            if len(turns) == 1 and sample.kind == "image":
+            if len(turns) == 1:
                 self._about(out["about"][i, slot, a:b], turns[0])
 
     def _about(self, out: np.ndarray, turn: tuple[str, str]) -> None:

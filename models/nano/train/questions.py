@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qvl.models.nano.train.answer import Answer
+from qvl.models.nano.train.answer import THINGS, Answer
 from qvl.models.nano.train.lexicon import COLOURS, KINDS
 from qvl.models.nano.train.world import Scene, Shape
 
@@ -114,14 +114,20 @@ def _named(rng: np.random.Generator, scene: Scene, forbid: str = "") -> tuple[st
 
 
 def describe(rng: np.random.Generator, scene: Scene) -> Answer | None:
-    question, text = pick(rng, DESCRIBE), describe_text(scene)
-    if len(scene.shapes) > 3:
+    return description(pick(rng, DESCRIBE), scene)
+
+
+def description(question: str, scene: Scene, frame: int = 0) -> Answer:
+    """What `describe_text` says, each phrase about its shape."""
+    text, shapes = describe_text(scene), scene.shapes
+    if len(shapes) > 3:
         return Answer(question, text)
-    ends = [text.index(scene.place(s), text.index(phrase(s))) + len(scene.place(s)) for s in scene.shapes]
-    return Answer.parts(
-        question,
-        [(text[a:b], n) for n, (a, b) in enumerate(zip([0, *ends], ends, strict=False))] + [(".", -1)],
-    )
+    parts, at = [], 0
+    for n, s in enumerate(shapes):
+        end = text.index(scene.place(s), text.index(phrase(s), at)) + len(scene.place(s))
+        parts.append((text[at:end], frame * THINGS + n))
+        at = end
+    return Answer.parts(question, [*parts, (text[at:], -1)])
 
 
 def count_all(rng: np.random.Generator, scene: Scene) -> Answer | None:

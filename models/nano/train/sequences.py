@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvl.models.nano.train.answer import Answer
+from qvl.models.nano.train.answer import THINGS, Answer
 from qvl.models.nano.train.draw import draw_scene
 from qvl.models.nano.train.lexicon import KINDS
-from qvl.models.nano.train.questions import describe_text, pick
+from qvl.models.nano.train.questions import description, pick
 from qvl.models.nano.train.world import SIZE_RANGE, Scene, Shape, picture_size, sample_scene, visible_colours
 
 WHICH = (
@@ -61,9 +61,12 @@ def sample_pair(rng: np.random.Generator, most: int = 3) -> Clip:
         qa: list[tuple[str, Answer]] = []
         for n in range(2):
             for colour, kind in sorted(has[n] - has[1 - n]):
-                qa.append(
-                    ("which", (pick(rng, WHICH).format(f"{colour} {kind}"), f"The {ORDINALS[n]} picture."))
+                thing = next(
+                    k for k, s in enumerate((a, b)[n].shapes) if (s.colour, s.kind) == (colour, kind)
                 )
+                asked = pick(rng, WHICH).format(f"{colour} {kind}")
+                answer = Answer.about(asked, f"The {ORDINALS[n]} picture.", n * THINGS + thing)
+                qa.append(("which", answer))
         if qa:
             qa = [qa[k] for k in rng.permutation(len(qa))][:4]
             qa += [("one_of_two", _one_of_two(rng, n, (a, b))) for n in range(2)]
@@ -89,14 +92,18 @@ def sample_pair(rng: np.random.Generator, most: int = 3) -> Clip:
             text = f"The {old.colour} {old.kind} is new."
     b = replace(a, shapes=tuple(shapes))
     scenes = (b, a) if change == "new" else (a, b)
+    question, there = pick(rng, DIFFERS), n + (THINGS if change == "new" else 0)
+    same = text.startswith("Nothing")
+    answer = Answer(question, text) if same else Answer.about(question, text, there)
+    if change in ("colour", "kind"):  # what it was is in the first picture, what it became in the second
+        cut = text.index(" became")
+        answer = Answer.parts(question, [(text[:cut], n), (text[cut:], THINGS + n)])
     n = int(rng.integers(2))
-    return Clip(
-        scenes, (("differs", (pick(rng, DIFFERS), text)), ("one_of_two", _one_of_two(rng, n, scenes)))
-    )
+    return Clip(scenes, (("differs", answer), ("one_of_two", _one_of_two(rng, n, scenes))))
 
 
 def _one_of_two(rng: np.random.Generator, n: int, scenes: tuple[Scene, Scene]) -> Answer:
-    return pick(rng, ONE_OF_TWO).format(ORDINALS[n]), describe_text(scenes[n])
+    return description(pick(rng, ONE_OF_TWO).format(ORDINALS[n]), scenes[n], n)
 
 
 def sample_clip(rng: np.random.Generator, frames: int) -> Clip:
@@ -148,9 +155,12 @@ def _motion(rng: np.random.Generator, frames: int) -> Clip:
     word = f"to the {name}" if dx else name
     text = f"The {colour} {kind} moves {word}."
     asked = pick(rng, DIRECTION).format(f"{colour} {kind}")
-    qa = [("motion", (pick(rng, MOVES), text)), ("motion", (asked, word[0].upper() + word[1:] + "."))]
+    end = (frames // 2 - 1) * THINGS  # the mover, where it has come to
+    qa: list[tuple[str, Answer]] = [("motion", Answer.about(pick(rng, MOVES), text, end))]
+    qa.append(("motion", Answer.about(asked, word[0].upper() + word[1:] + ".", end)))
     if with_other:
-        qa.append(("motion", (f"Does the {other.colour} {other.kind} move?", "No, it stays still.")))
+        asked = f"Does the {other.colour} {other.kind} move?"
+        qa.append(("motion", Answer(asked, "No, it stays still.")))
     return Clip(tuple(scenes), tuple(qa))
 
 
@@ -175,8 +185,10 @@ def _order(rng: np.random.Generator, frames: int) -> Clip:
     which = [0, 1] if pairs < count else [int((cuts <= n // 2).sum()) for n in range(frames)]
     scenes = tuple(replace(base, shapes=(shown[w],)) for w in which)
     names = [f"a {s.colour} {s.kind}".replace("a o", "an o") for s in shown]
-    text = f"First {names[0]}, then " + ", then ".join(names[1:]) + "."
-    qa = [("order", (pick(rng, ORDER), text))]
-    for question, name in (("What appears first?", names[0]), ("What appears last?", names[-1])):
-        qa.append(("order", (question, name[0].upper() + name[1:] + ".")))
+    # The first of each pair of frames tells its tokens what they show.
+    things = [next((n // 2 * THINGS for n in range(0, frames, 2) if which[n] == w), -1) for w in range(count)]
+    parts = [(f", then {name}" if n else f"First {name}", things[n]) for n, name in enumerate(names)]
+    qa: list[tuple[str, Answer]] = [("order", Answer.parts(pick(rng, ORDER), [*parts, (".", -1)]))]
+    for question, n in (("What appears first?", 0), ("What appears last?", count - 1)):
+        qa.append(("order", Answer.parts(question, [(names[n][0].upper() + names[n][1:] + ".", things[n])])))
     return Clip(scenes, tuple(qa))

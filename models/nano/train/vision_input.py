@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qvl.models.nano.train.answer import THINGS
+
 PATCH, MERGE, FACTOR = 14, 2, 28
 MIN_PIXELS, MAX_PIXELS = 24 * FACTOR**2, 36 * FACTOR**2
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_TOKENS = MAX_PIXELS // FACTOR**2
-THINGS = 16  # at most that many in a picture
 SHARE = 0.12  # a token shows a thing when it holds at least this share of it
 COVERED = 0.18  # a patch counts as showing a thing when it covers at least this share
 
