@@ -12,7 +12,7 @@ from qvl.runtime.batch import N_BATCH, BatchCaptioner
 from qvl.runtime.caption.book import Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
-from qvl.runtime.caption.prepare import Preparer
+from qvl.runtime.caption.prepare import Preparer, return_large_blocks
 from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.ggml.devices import default_threads
@@ -110,6 +110,7 @@ def open_run(
         InputError: a template, table or schema that cannot be used; a model without an image encoder.
         BackendError: too little memory for the context.
     """
+    return_large_blocks()
     stop = stop or Stop()
     preprocessor = preprocessor_for(model, options)
     plan = plan_for(model, items, options, preprocessor, sidecars)
