@@ -65,8 +65,8 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
     text = README.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as state:
-        os.environ |= {"XDG_STATE_HOME": state, "XDG_CACHE_HOME": state}
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"HOME": home, "XDG_STATE_HOME": "", "XDG_CACHE_HOME": ""}
         text = BLOCK.sub(lambda match: f"{match[1]}{refresh(match[2])}{match[3]}", text)
     README.write_text(text, encoding="utf-8")
 

@@ -55,6 +55,14 @@ def kind_of(path: Path) -> Kind | None:
     return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None
 
 
+def shown(path: Path) -> str:
+    """A path as a person would write it here: from the working folder or from home."""
+    for base, lead in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return f"{lead}{path.relative_to(base)}"
+    return str(path)
+
+
 def split_paths(text: str) -> list[str]:
     """The arguments of `/image`, as a shell would split them; file:// and ~ are resolved."""
     return [clean_path(match[0]) for match in _ARGUMENT.finditer(text)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.cli import sessions
-from qvl.cli.attachments import attach, split_paths
+from qvl.cli.attachments import attach, shown, split_paths
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import format_table
 from qvl.runtime.caption.inputs import Kind
@@ -94,7 +94,7 @@ def _set(repl: Repl, argument: str) -> None:
 
 def _save(repl: Repl, argument: str) -> None:
     name = split_paths(argument)[0] if argument else sessions.LAST
-    repl.out.dim(f"saved to {sessions.save(name, repl.conversation.saved())}")
+    repl.out.dim(f"saved to {shown(sessions.save(name, repl.conversation.saved()))}")
 
 
 def _load(repl: Repl, argument: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from qvl.cli import commands, sessions
-from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path
+from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path, shown
 from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
 from qvl.cli.looking import Looking
@@ -91,7 +91,7 @@ class Repl:
         """
         bounded = [self.looking.bounded(a) for a in attachments]
         said = [
-            f"attached {a.path} {self.looking.words(a)}".rstrip()
+            f"attached {shown(a.path)} {self.looking.words(a)}".rstrip()
             for a, given in zip(bounded, attachments, strict=True)
             if look_ahead or a != given
         ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.cli.attachments import attach, extract, looks_like_path, split_paths
+from qvl.cli.attachments import attach, extract, looks_like_path, shown, split_paths
 from qvl.runtime.errors import ImageError, InputError
 
 NAMES = ["photo.jpg", "my photo.png", "it's.webp", "a (1).jpeg", "naïve ü.avif", "x.y.z.gif", "tab\tin.png"]
@@ -125,3 +125,13 @@ def test_what_cannot_be_attached_says_so(tmp_path: Path) -> None:
         attach([str(tmp_path)], "image")
     with pytest.raises(InputError, match="no video given"):
         attach([], "video")
+
+
+def test_paths_are_shown_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "sub" / "a.png") == "sub/a.png"
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert shown(tmp_path / "a.png") == "~/a.png"
+    assert shown(Path("/elsewhere/a.png")) == "/elsewhere/a.png"
