@@ -1,11 +1,9 @@
-"""The text GGUF in llama.cpp: what may be opened, batches and the KV cache, sampling."""
+"""Which text files may be opened, and that none ends the process; llama.cpp's log."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFValueType
-from numpy.typing import NDArray
 from support.checkpoint import BYTES_SIZE, Shape, Style, write_checkpoint
 from support.gguf_edit import edit
 
 from qvl.convert import Converted, convert
-from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, GGUFError, InputError, QvlError
-from qvl.runtime.ggml.devices import Device
+from qvl.runtime.errors import BackendError, Cancelled, GGUFError
 from qvl.runtime.ggml.gguf import read_gguf
-from qvl.runtime.llama.batch import Batch
-from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.llama.binding import complaints
 from qvl.runtime.llama.context import Context
-from qvl.runtime.llama.header import check_text_file
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.llama.sampler import Sampler, Sampling
-from qvl.runtime.positions import TextSpan, VisionSpan, mrope_positions
-
-TOKENS = [40, 200, 17, 9, 1000, 999, 41, 5, 300, 77, 12, 64]
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +35,6 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = Shape(vocab_size=BYTES_SIZE)
     checkpoint = write_checkpoint(folder / "small", shape, Style(tokenizer="bytes", chat_template="chatml"))
     return convert(checkpoint, folder, "f32", "f32").text
-
-
-@pytest.fixture
-def context(model: LlamaModel) -> Iterator[Context]:
-    with Context(model, n_ctx=512, n_batch=512, n_outputs_max=512, kv_type="f32", threads=1) as opened:
-        yield opened
-
-
-def embeddings(n: int, model: LlamaModel, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((n, model.hparams.n_embd), dtype=np.float32)
-
-
-# -- opening files
 
 
 def test_sizes_and_vocabulary(model: LlamaModel, tiny_shape: Any) -> None:
@@ -239,176 +216,6 @@ def test_a_split_model(small_text: Path, tmp_path: Path) -> None:
         LlamaModel(parts[0])
 
 
-# -- batches and the KV cache
-
-
-def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(context: Context) -> None:
-    context.decode_tokens(TOKENS, 0, outputs="all")
-    whole = context.logits()
-    assert whole.shape == (len(TOKENS), context.model.hparams.n_vocab)
-    context.clear()
-    context.decode_tokens(TOKENS[:5], 0)
-    context.decode_tokens(TOKENS[5:], 5, outputs="last")
-    np.testing.assert_allclose(context.logits()[0], whole[-1], atol=1e-5)
-
-
-def test_rewinding_and_going_on(context: Context) -> None:
-    context.decode_tokens(TOKENS, 0, outputs="all")
-    whole = context.logits()
-    context.remove(0, 4)
-    assert context.last_position() == 3
-    context.decode_tokens(TOKENS[4:], 4, outputs="all")
-    np.testing.assert_allclose(context.logits(), whole[4:], atol=1e-5)
-
-
-@pytest.mark.parametrize("grid", [(1, 4, 6), (3, 4, 2), (5, 1, 1)])
-def test_a_span_in_pieces_is_causal_in_token_order(context: Context, grid: tuple[int, int, int]) -> None:
-    """Whole and cut anywhere the same, so llama.cpp orders a span's tokens as they come."""
-    span = VisionSpan(*grid)
-    values = embeddings(span.n_tokens, context.model)
-    before, after = mrope_positions([span], 3)
-    context.decode_tokens(TOKENS[:3], 0)
-    context.decode_embeddings(values, before, outputs="all")
-    whole = context.logits()
-    for cut in (1, span.n_tokens // 2, span.n_tokens - 1):
-        context.remove(0, 3)
-        context.decode_embeddings(values[:cut], before[:, :cut], outputs="all")
-        first = context.logits()
-        context.decode_embeddings(values[cut:], before[:, cut:], outputs="all")
-        np.testing.assert_allclose(np.concatenate([first, context.logits()]), whole, atol=1e-5)
-    context.decode_tokens(TOKENS[:2], after, outputs="last")
-    assert context.last_position() == after + 1
-
-
-def test_a_later_embedding_does_not_change_earlier_logits(context: Context) -> None:
-    span = VisionSpan(1, 4, 6)
-    positions, _ = mrope_positions([span])
-    values = embeddings(24, context.model)
-    context.decode_embeddings(values, positions, outputs="all")
-    one = context.logits()
-    context.clear()
-    values[20:] += 1
-    context.decode_embeddings(values, positions, outputs="all")
-    other = context.logits()
-    np.testing.assert_allclose(one[:20], other[:20], atol=1e-5)
-    assert np.abs(one[20:] - other[20:]).max() > 0.01
-
-
-def test_sequences_share_a_copied_prefix(model: LlamaModel) -> None:
-    with Context(model, n_ctx=256, n_seq_max=3, kv_type="f32", threads=1) as context:
-        context.decode_tokens(TOKENS, 0)
-        context.copy(0, 1)
-        context.copy(0, 2)
-        nexts = [7, 8, 9]
-        n = len(TOKENS)
-        batch = Batch(
-            tokens=np.array(nexts, np.int32), embeddings=None, positions=np.full(3, n, np.int32),
-            sequences=np.arange(3, dtype=np.int32), outputs=np.ones(3, np.bool_),
-        )  # fmt: skip
-        context.decode(batch)
-        together = context.logits()
-        context.keep(1)
-        assert [context.last_position(i) for i in range(3)] == [-1, n, -1]
-        for token, row in zip(nexts, together, strict=True):
-            context.clear()
-            context.decode_tokens([*TOKENS, token], 0, outputs="last")
-            np.testing.assert_allclose(context.logits()[0], row, atol=1e-5)
-
-
-def test_a_full_cache_is_an_error_and_stays_usable(model: LlamaModel) -> None:
-    with Context(model, n_ctx=256, n_batch=256) as context:
-        context.decode_tokens([1] * 250, 0)
-        with pytest.raises(ContextFullError, match="no room for 20"):
-            context.decode_tokens([1] * 20, 250)
-        context.decode_tokens([1] * 6, 250, outputs="last")
-        assert context.logits().shape[0] == 1
-
-
-@pytest.mark.parametrize(
-    ("tokens", "positions", "outputs", "complaint"),
-    [
-        ([], [], [], "a batch of 0 tokens"),
-        ([1] * 600, range(600), [0] * 600, "a batch of 600 tokens"),
-        ([-1], [0], [0], "token id beyond"),
-        ([10**6], [0], [0], "token id beyond"),
-        ([1, 2], [0], [0, 0], "positions of shape"),
-    ],
-)
-def test_batches_that_llama_cpp_would_not_survive(
-    context: Context, tokens: Any, positions: Any, outputs: Any, complaint: str
-) -> None:
-    n = len(tokens)
-    batch = Batch(
-        np.array(tokens, np.int32), None, np.array(positions, np.int32), np.zeros(n, np.int32),
-        np.array(outputs, np.bool_),
-    )  # fmt: skip
-    with pytest.raises(InputError, match=complaint):
-        context.decode(batch)
-
-
-def test_more_batches_that_it_would_not_survive(model: LlamaModel, context: Context) -> None:
-    positions, _ = mrope_positions([VisionSpan(1, 2, 2)])
-    with pytest.raises(InputError, match="embeddings of shape"):
-        context.decode_embeddings(np.zeros((4, 99), np.float32), positions)
-    with pytest.raises(InputError, match="positions of shape"):
-        context.decode_embeddings(embeddings(4, model), positions[0])
-    with pytest.raises(InputError, match="sequence 1, expected 0 to 0"):
-        context.remove(1, 0)
-    with pytest.raises(InputError, match="a sequence beyond"):
-        context.decode_tokens([1], 0, sequence=1)
-    with pytest.raises(InputError, match="asked for no logits"):
-        context.logits()
-    with Context(model, n_ctx=64) as small, pytest.raises(InputError, match="logits of 2 tokens"):
-        small.decode_tokens([1, 2], 0, outputs="all")
-    with pytest.raises(BackendError, match="inconsistent sequence positions"):
-        context.decode_tokens([1, 2], 5)
-        context.decode_tokens([1, 2], 5)
-
-
-@pytest.mark.parametrize(
-    "options", [{"n_ctx": 0}, {"n_ctx": 1 << 40}, {"n_batch": 0}, {"n_seq_max": 10**6}, {"kv_type": "f8"}]
-)
-def test_impossible_contexts(model: LlamaModel, options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        Context(model, **options)
-
-
-def test_a_context_too_large_for_memory(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "memory", lambda _: (1 << 20, 1 << 20))
-    with pytest.raises(BackendError, match="a context of 8192 tokens takes 4 MB") as caught:
-        Context(model, n_ctx=8192)
-    assert "--ctx-size" in (caught.value.hint or "")
-
-
-def test_abort_from_another_thread(model: LlamaModel) -> None:
-    with Context(model, n_ctx=16384, n_batch=16384, threads=1) as context:
-        tokens = np.ones(16000, np.int32)
-        stopper = threading.Timer(0.15, context.abort)
-        stopper.start()
-        start = time.perf_counter()
-        with pytest.raises(Cancelled):
-            context.decode_tokens(tokens, 0)
-        aborted = time.perf_counter() - start
-        context.remove(0, 0)
-        assert context.last_position() == -1
-        start = time.perf_counter()
-        context.decode_tokens(tokens[:2048], 0)
-        assert aborted < 8 * (time.perf_counter() - start)  # all of it would take far over 8 times as long
-
-
-def test_cancelled_is_asked_meanwhile(model: LlamaModel) -> None:
-    with Context(model, n_ctx=16384, n_batch=16384, threads=1) as context:
-        asked: list[float] = []
-
-        def cancelled() -> bool:
-            asked.append(time.perf_counter())
-            return len(asked) >= 2
-
-        with pytest.raises(Cancelled):
-            context.decode_tokens(np.ones(16000, np.int32), 0, cancelled=cancelled)
-        assert len(asked) >= 2
-
-
 def test_llama_cpp_logs_to_python(tiny_model: Converted, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "qvl.llama"):
         LlamaModel(tiny_model.text, device="cpu").close()
@@ -424,135 +231,3 @@ def test_importing_stays_light() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split("\n")[:2] == ["[]", "Llama"]
-
-
-# -- sampling
-
-
-def logits_in(context: Context) -> NDArray[np.float32]:
-    context.clear()
-    context.decode_tokens(TOKENS, 0, outputs="last")
-    return context.logits()[0]
-
-
-def shares(context: Context, n: int = 400, **options: Any) -> NDArray[np.float64]:
-    """How often each token is sampled, over as many seeds."""
-    counts = np.zeros(context.model.hparams.n_vocab)
-    for seed in range(n):
-        with Sampler(context.model.vocab, Sampling(seed=seed, **options)) as sampler:
-            token = sampler.sample(context)
-            assert token is not None
-            counts[token] += 1
-    return counts / n
-
-
-def test_greedy_takes_the_best(context: Context) -> None:
-    best = int(logits_in(context).argmax())
-    for options in ({}, {"temperature": 5.0, "top_k": 1}):
-        with Sampler(context.model.vocab, Sampling(**options)) as sampler:
-            assert sampler.sample(context) == best
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"top_k": 3}, {"top_p": 0.02}, {"min_p": 0.75}, {"top_k": 5, "top_p": 0.6},
-        {"top_k": 4, "temperature": 2.0},
-    ],
-)  # fmt: skip
-def test_samplers_draw_from_the_distribution_they_define(context: Context, options: dict[str, Any]) -> None:
-    logits = logits_in(context).astype(np.float64)
-    settings = {"temperature": 1.0} | options
-    expected = distribution(logits, **settings)
-    found = shares(context, **settings)
-    assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
-    assert np.abs(found - expected).max() < 0.12  # five standard deviations of 400 draws
-
-
-def distribution(
-    logits: NDArray[np.float64], temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> NDArray[np.float64]:
-    """What the samplers stand for, by their definitions."""
-    order = np.argsort(-logits)
-    keep = order[:top_k] if top_k else order
-    p = np.exp(logits[keep] - logits[keep].max())
-    p /= p.sum()
-    keep = keep[: int(np.searchsorted(np.cumsum(p), top_p) + 1)] if top_p < 1 else keep
-    keep = keep[np.exp(logits[keep] - logits[keep].max()) >= min_p]
-    out = np.zeros_like(logits)
-    scaled = logits[keep] / temperature
-    out[keep] = np.exp(scaled - scaled.max())
-    return out / out.sum()
-
-
-def test_a_seed_repeats_and_no_seed_is_told(context: Context) -> None:
-    logits_in(context)
-    with Sampler(context.model.vocab, Sampling(temperature=1.0)) as sampler:
-        first = [sampler.sample(context) for _ in range(8)]
-    with Sampler(context.model.vocab, Sampling(temperature=1.0, seed=sampler.seed)) as again:
-        assert [again.sample(context) for _ in range(8)] == first
-
-
-def test_repeat_penalty_is_that_of_ctrl(context: Context) -> None:
-    """Keskar et al. 2019, section 4.1: positive logits of seen tokens are divided, negative multiplied."""
-    logits = logits_in(context).astype(np.float64)
-    penalty, seen = 1.5, set[int]()
-    with Sampler(context.model.vocab, Sampling(repeat_penalty=penalty)) as sampler:
-        for _ in range(12):
-            punished = logits.copy()
-            for token in seen:
-                punished[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
-            expected = int(punished.argmax())
-            assert sampler.sample(context) == expected
-            seen.add(expected)
-    assert len(seen) > 3
-
-
-def test_sampling_settings_of_a_file() -> None:
-    qwen = {
-        "general.sampling.temp": 0.1, "general.sampling.top_k": 1, "general.sampling.top_p": 0.001,
-        "general.sampling.penalty_repeat": 1.05,
-    }  # fmt: skip
-    own = Sampling.from_metadata(qwen)
-    assert (own.temperature, own.top_k, own.top_p, own.repeat_penalty) == (0.1, 1, 0.001, 1.05)
-    assert Sampling.from_metadata({}) == Sampling()
-    assert Sampling.from_metadata({"general.sampling.temp": -3.0}) == Sampling()
-    warm = own.override(temperature=0.8)
-    assert (warm.top_k, warm.top_p, warm.repeat_penalty) == (40, 0.95, 1.05)
-    assert own.override(temperature=0.8, top_k=7).top_k == 7
-    assert own.override(temperature=0.0).top_k == 1
-    assert own.override(seed=None) == own
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 1.5}, {"top_k": -1}, {"seed": 1 << 40}],
-)
-def test_impossible_settings(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        Sampling().override(**wrong)
-
-
-def test_a_grammar_that_cannot_be_parsed(model: LlamaModel) -> None:
-    for grammar in ('root ::= "a', "other ::= [a-z]", ""):
-        with pytest.raises(InputError, match="grammar cannot be parsed"):
-            Sampler(model.vocab, Sampling(), grammar)
-
-
-def test_a_grammar_holds(context: Context) -> None:
-    vocab = context.model.vocab
-    logits_in(context)
-    with Sampler(vocab, Sampling(temperature=1.5, seed=3), 'root ::= ("yes" | "no") "!"') as sampler:
-        tokens: list[int] = []
-        while (token := sampler.sample(context)) is not None and token not in vocab.end_tokens:
-            tokens.append(token)
-            context.decode_tokens([token], context.last_position() + 1, outputs="last")
-    assert vocab.detokenize(tokens) in ("yes!", "no!")
-
-
-def test_text_positions_go_on_where_spans_end(context: Context) -> None:
-    _, end = mrope_positions([TextSpan(2), VisionSpan(1, 2, 5)])
-    assert end == 7
-    assert isinstance(context, Context) and issubclass(Cancelled, QvlError)
-    assert llama() is llama()
-    assert check_text_file(read_gguf(context.model.path)).n_layer == context.model.hparams.n_layer

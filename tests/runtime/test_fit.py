@@ -1,0 +1,111 @@
+"""A conversation that outgrows the context: what goes, what stays, what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.chatml import assistant, image, system, text, user
+from support.sessions import GREEDY, FakeEyes, new_session
+
+from qvl.convert import Converted
+from qvl.runtime.errors import ContextFullError
+from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.prompt import Message
+from qvl.runtime.session import Session
+from qvl.runtime.tokens import n_cells
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Converted) -> Iterator[LlamaModel]:
+    with LlamaModel(tiny_model.text, device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture
+def eyes(model: LlamaModel) -> FakeEyes:
+    return FakeEyes(model.hparams.n_embd)
+
+
+@pytest.fixture
+def session(model: LlamaModel, eyes: FakeEyes) -> Iterator[Session]:
+    opened = new_session(model, eyes)
+    yield opened
+    opened.close()
+
+
+def test_the_oldest_turns_go(model: LlamaModel, eyes: FakeEyes) -> None:
+    dropped: list[int] = []
+    session = new_session(model, eyes, n_ctx=256, on_drop=dropped.append)
+    conversation = [system("You count.")]
+    lost = []
+    for i in range(12):
+        conversation.append(user(image(56, 84, i), text(f"Number {i} of a dozen, please")))
+        reply = session.generate(conversation, max_tokens=8, **GREEDY).result()
+        conversation.append(assistant("Well then."))
+        lost.append(reply.dropped_messages)
+        tokens = [u for u in session._units if isinstance(u, int)]
+        said = model.vocab.detokenize(tokens)
+        assert "<|im_start|>system\nYou count.<|im_end|>" in said  # never the system prompt
+        assert f"Number {i} of" in said
+        assert (
+            said.count("<|im_start|>user") == said.count("<|vision_start|>") == said.count("<|vision_end|>")
+        )
+        assert n_cells(session._units) <= 256
+    assert lost == sorted(lost) and lost[-1] > 0 and lost[-1] % 2 == 0
+    assert dropped == sorted(set(lost) - {0})  # told once for each time, not every turn
+    assert len(dropped) < 6  # more goes than must, so that not every turn starts over
+    session.close()
+
+
+def test_after_dropping_a_turn_is_cheap_again(model: LlamaModel, eyes: FakeEyes) -> None:
+    session = new_session(model, eyes, n_ctx=256)
+    conversation: list[Message] = []
+    costs = []
+    for i in range(14):
+        conversation.append(user(f"Question number {i}, of many questions that there are"))
+        reply = session.generate(conversation, max_tokens=4, **GREEDY).result()
+        conversation.append(reply.message)
+        costs.append((reply.dropped_messages, reply.usage.prefilled_tokens))
+    changed = {i for i in range(1, 14) if costs[i][0] != costs[i - 1][0]}
+    assert changed
+    assert all(cost < 40 for i, (_, cost) in enumerate(costs) if i and i not in changed)
+    session.close()
+
+
+def test_undoing_brings_dropped_turns_back(model: LlamaModel, eyes: FakeEyes) -> None:
+    session = new_session(model, eyes, n_ctx=256)
+    conversation = [message for i in range(10) for message in (user(f"Question {i} " * 8), assistant("Yes"))]
+    long = session.generate([*conversation, user("?")], max_tokens=2, **GREEDY).result()
+    assert long.dropped_messages > 0
+    short = session.generate([*conversation[:2], user("?")], max_tokens=2, **GREEDY).result()
+    assert short.dropped_messages == 0
+    session.close()
+
+
+def test_a_picture_that_cannot_fit_says_what_would(session: Session, eyes: FakeEyes) -> None:
+    with pytest.raises(ContextFullError, match="1 picture of 1024 tokens") as caught:
+        session.generate([user(image(896, 896), text("?"))], max_tokens=64).result()
+    hint = caught.value.hint or ""
+    assert "--max-pixels" in hint and "--ctx-size" in hint
+    pixels = int(hint.split("--max-pixels ")[1].split()[0])
+    side = int((pixels**0.5) // 28 * 28)
+    assert eyes.encoded == []  # said before the work
+    session.generate([user(image(side, side), text("?"))], max_tokens=64, **GREEDY).result()
+
+
+def test_a_text_that_cannot_fit(session: Session) -> None:
+    with pytest.raises(ContextFullError, match="the message takes") as caught:
+        session.generate([user("word " * 2000)]).result()
+    assert caught.value.n_ctx == 1024 and caught.value.n_tokens > 1024
+    assert "pixels" not in (caught.value.hint or "")
+
+
+def test_a_reply_ends_where_the_context_does(model: LlamaModel, eyes: FakeEyes) -> None:
+    session = new_session(model, eyes, n_ctx=256)
+    reply = session.generate(
+        [user("x")], max_tokens=10_000, temperature=2.0, seed=1, grammar='root ::= "a" root'
+    ).result()
+    assert reply.finish_reason == "length"
+    assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 256 + 1
+    session.close()

@@ -1,0 +1,70 @@
+"""Sessions without an image encoder: eyes that count, and a reference that has seen nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qvl.runtime.embeddings import EmbeddingStore
+from qvl.runtime.errors import Cancelled, ImageError
+from qvl.runtime.llama.context import Context
+from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.prompt import ChatTemplate, Message, VisionChunk
+from qvl.runtime.session import Session
+from qvl.runtime.vision.encoder import VisionEmbedding
+from qvl.runtime.vision.preprocess import Patches
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
+
+
+class FakeEyes:
+    """Embeddings made of the picture's mean colour and size: no encoder, and every call is counted."""
+
+    merge_size = 2
+
+    def __init__(self, n_embd: int) -> None:
+        self.n_embd = n_embd
+        self.encoded: list[int] = []
+        self.prepared = 0
+        self.pause = 0.0
+
+    def prepare(self, chunk: VisionChunk) -> Patches:
+        self.prepared += 1
+        if isinstance(chunk.source, str):
+            raise ImageError(f"{chunk.source}: cannot be read")
+        frames = np.asarray(chunk.source)
+        height, width = frames.shape[-3:-1]
+        t = 1 if chunk.kind == "image" else len(frames) // 2
+        values = np.full((1, 1), frames.mean(), np.float32)
+        return Patches(values, (t, height // 14, width // 14))
+
+    def encode_patches(self, inputs: Sequence[Patches], progress: Any = None) -> list[VisionEmbedding]:
+        self.encoded.append(len(inputs))
+        out = []
+        for patches in inputs:
+            for step in range(10):
+                time.sleep(self.pause)
+                if progress is not None and progress(step / 10) is False:
+                    raise Cancelled("stopped")
+            t, h, w = patches.grid_thw
+            rng = np.random.default_rng(int(patches.pixel_values[0, 0] * 1000))
+            rows = rng.standard_normal((t * h * w // 4, self.n_embd), dtype=np.float32)
+            out.append(VisionEmbedding(rows, patches.grid_thw))
+        return out
+
+
+def new_session(model: LlamaModel, eyes: FakeEyes, n_ctx: int = 1024, **options: Any) -> Session:
+    context = Context(model, n_ctx=n_ctx, n_batch=64, kv_type="f32", threads=1)
+    return Session(context, EmbeddingStore(eyes), ChatTemplate(model.vocab), **options)
+
+
+def fresh(model: LlamaModel, messages: Sequence[Message], **options: Any) -> tuple[int, ...]:
+    """The reply's tokens from a session that has seen nothing."""
+    session = new_session(model, FakeEyes(model.hparams.n_embd))
+    try:
+        return session.generate(messages, **GREEDY, **options).result().tokens
+    finally:
+        session.close()
