@@ -58,7 +58,7 @@ nano: $(READY_TRAIN)  ## train the embedded model again, from nothing (hours)
 	$(PYTHON_IN_VENV) -m qvl.models.nano.train.run --work build/nano
 
 bench: $(READY)  ## measure against the peers and write benchmarks/README.md
-	$(PYTHON_IN_VENV) benchmarks/vision.py
+	$(PYTHON_IN_VENV) benchmarks/vision.py --whole --peers "$$(benchmarks/peers.sh)"
 
 clean:  ## remove what building and testing left
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

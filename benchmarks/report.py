@@ -85,7 +85,6 @@ def _goals(results: dict[str, Any]) -> Iterator[Row]:
             found = programs[part]
             for ours, theirs, files in (
                 ("qvl F16", "llama-mtmd-cli F16", "same F16 mmproj"),
-                ("qvl Q8_0", "llama-mtmd-cli Q8_0", "same Q8_0 mmproj"),
                 ("qvl Q8_0", "llama-mtmd-cli F16", "our Q8_0, their F16"),
             ):
                 if ours in found and theirs in found:

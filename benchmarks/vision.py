@@ -40,7 +40,7 @@ SIZES = ("224", "448", "896", "1344", "1600x400")
 TYPES = ("f16", "q8_0", "q4_k")
 SECTIONS = ("encode", "profile", "packing", "programs")
 PACK = 8
-WARM_PATCHES = 1024  # beyond, a round that does not count costs more than it tells
+WARM_PATCHES = 256  # beyond, a round that does not count costs more than it tells
 Clock = Callable[[], float]
 
 
