@@ -200,8 +200,7 @@ def test_ctrl_c_keeps_the_partial_reply(chat: Callable[..., Terminal], state: Pa
 
 def test_ctrl_c_at_an_empty_prompt_says_how_to_leave(chat: Callable[..., Terminal]) -> None:
     terminal = chat()
-    terminal.interrupt()
-    terminal.expect(r"Ctrl-D or /exit leaves")
+    terminal.interrupt_until(r"Ctrl-D or /exit leaves")
     terminal.expect(PROMPT)
     assert terminal.leave() == 0
 

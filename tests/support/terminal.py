@@ -67,6 +67,17 @@ class Terminal:
         """Press Ctrl-C."""
         self.type("\x03")
 
+    def interrupt_until(self, pattern: str, timeout: float = TIMEOUT) -> re.Match[str]:
+        """Press Ctrl-C until a pattern appears: between a prompt and its first wait, readline can miss one."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.interrupt()
+            try:
+                return self.expect(pattern, min(3.0, timeout))
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def leave(self) -> int:
         """Press Ctrl-D and wait for the exit code."""
         self.type("\x04")
