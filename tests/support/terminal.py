@@ -68,7 +68,7 @@ class Terminal:
         self.type("\x03")
 
     def interrupt_until(self, pattern: str, timeout: float = TIMEOUT) -> re.Match[str]:
-        """Press Ctrl-C until a pattern appears: between a prompt and its first wait, readline can miss one."""
+        """Press Ctrl-C until a pattern appears: right after its prompt readline can miss one."""
         deadline = time.monotonic() + timeout
         while True:
             self.interrupt()
