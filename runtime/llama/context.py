@@ -18,11 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
 
@@ -36,11 +32,10 @@ from qvl.runtime.ggml.runner import Observer, eval_callback
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.llama.worker import Worker
 
 KV_TYPES: Final = {"f16": Type.F16, "f32": Type.F32, "q8_0": Type.Q8_0}
 _MAX_SIZE: Final = 1 << 22
-_POLL_SECONDS: Final = 0.05
-_WORKER_TOKENS: Final = 16  # a smaller batch is over before anybody could press Ctrl-C
 _NO_SLOT, _ABORTED = 1, 2  # llama_decode's positive results
 
 
@@ -132,7 +127,7 @@ class Context:
         self._memory = c.llama_get_memory(self._handle)
         self.n_ctx: int = c.llama_n_ctx(self._handle)
         self.n_batch: int = c.llama_n_batch(self._handle)
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = Worker(self.abort)
         self._n_rows = 0
 
     @property
@@ -145,8 +140,7 @@ class Context:
     def close(self) -> None:
         """Free the cache. Doing it twice is harmless."""
         handle, self._handle = self._handle, None
-        if self._worker is not None:
-            self._worker.shutdown(wait=True)
+        self._worker.close()
         if handle is not None:
             self._c.llama_free(handle)
 
@@ -202,7 +196,7 @@ class Context:
         self._flag.raw = b"\0\0"
         self._n_rows = 0
         complaints()
-        result = self._run(call, len(batch), cancelled)
+        result = self._worker.run(call, len(batch), cancelled)
         if result == _ABORTED:
             raise Cancelled("stopped while reading the prompt")
         if result == _NO_SLOT:
@@ -288,32 +282,6 @@ class Context:
             )
         if batch.positions.shape != ((n,) if batch.tokens is not None else (3, n)):
             raise InputError(f"positions of shape {batch.positions.shape} for {n} tokens")
-
-    def _run(self, call: Callable[[], int], n: int, cancelled: Callable[[], bool] | None) -> int:
-        """Call in a worker when it may take long, so that Ctrl-C and `cancelled` are heard meanwhile."""
-        in_main = threading.current_thread() is threading.main_thread()
-        if n < _WORKER_TOKENS or (cancelled is None and not in_main):
-            return call()
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "qvl-decode")
-        future = self._worker.submit(call)
-        try:
-            return _wait(future, self.abort, cancelled)
-        except BaseException:
-            while not future.done():  # a second Ctrl-C must not leave the call running behind our back
-                with suppress(KeyboardInterrupt):
-                    self.abort()
-                    _wait(future, self.abort, None)
-            raise
-
-
-def _wait(future: Future[int], abort: Callable[[], None], cancelled: Callable[[], bool] | None) -> int:
-    while True:
-        try:
-            return future.result(_POLL_SECONDS)
-        except FutureTimeout:
-            if cancelled is not None and cancelled():
-                abort()
 
 
 def _check_memory(model: LlamaModel, n_ctx: int, kv_type: str) -> None:
