@@ -110,7 +110,7 @@ def _encode_table(sizes: dict[str, Any]) -> str:
     rows = []
     for size, found in sizes.items():
         seconds = found["seconds"]
-        cells = [f"{_median(seconds[name]):.2f}" if name in seconds else "" for name in names]
+        cells = [f"{_median(seconds[name]):.3g}" if name in seconds else "" for name in names]
         rounds = max(map(len, seconds.values()))
         rows.append((size, str(found["patches"]), *cells, _how(found, rounds)))
     return "Seconds to encode one picture, medians.\n\n" + _table(("picture", "patches", *names, "how"), rows)

@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ class Encode:
             if embeddings.shape != other.shape or error > 0.1:
                 raise SystemExit(f"{name} and mtmd disagree: relative error {error:.3f}")
 
-    def run(self) -> dict[str, Any]:
-        results = {}
+    def run(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What was measured at each size."""
         with ExitStack() as stack:
             found = self.contenders(stack)
             self.check(found)
@@ -124,21 +124,19 @@ class Encode:
                 patches = (width // 28) * (height // 28) * 4
                 warm = patches <= WARM_PATCHES
                 seconds = in_turns(turns, self.args.rounds, self.args.budget, self.args.timer, warm)
-                results[size] = {**conditions(self.args), "patches": patches, "seconds": seconds}
-        return results
+                yield size, {**conditions(self.args), "patches": patches, "seconds": seconds}
 
 
-def measure_profile(args: argparse.Namespace, mmprojs: dict[str, Path]) -> dict[str, Any]:
-    """Where our time goes, at each size for each type."""
-    results: dict[str, Any] = {}
+def measure_profile(args: argparse.Namespace, mmprojs: dict[str, Path], results: dict[str, Any]) -> None:
+    """Where our time goes, by size and type, into the results."""
+    results.update(conditions(args))
+    seconds = results.setdefault("seconds", {})
     for kind, path in mmprojs.items():
         with VisionEncoder(path, device="cpu", threads=args.threads) as encoder:
             for size in args.profile_sizes:
                 width, height = parse_size(size)
                 patches = encoder.preprocessor.image(picture(width, height, 0))
-                found = profile(encoder, [patches], args.timer)
-                results.setdefault(size, {})[kind] = found
-    return {**conditions(args), "seconds": results}
+                seconds.setdefault(size, {})[kind] = profile(encoder, [patches], args.timer)
 
 
 def measure_packing(args: argparse.Namespace, mmproj: Path) -> dict[str, Any]:
@@ -156,15 +154,22 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     return {"threads": args.threads, "clock": args.clock}
 
 
-def measure(args: argparse.Namespace, work: Path, results: dict[str, Any]) -> None:
+def measure(args: argparse.Namespace, work: Path, results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Every section asked for, into the results, which are saved after each part."""
+    results["machine"] = describe_machine().as_dict()
+    results["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     if {"encode", "profile", "packing"} & {*args.sections}:
         text, mmprojs = random_model.files(work, random_model.SEEING, args.types)
         if "encode" in args.sections:
-            results.setdefault("encode", {}).update(Encode(args, text, mmprojs).run())
+            for size, found in Encode(args, text, mmprojs).run():
+                results.setdefault("encode", {})[size] = found
+                save()
         if "profile" in args.sections:
-            results["profile"] = measure_profile(args, mmprojs)
+            measure_profile(args, mmprojs, results.setdefault("profile", {}))
+            save()
         if "packing" in args.sections:
             results["packing"] = measure_packing(args, mmprojs.get("q8_0", next(iter(mmprojs.values()))))
+            save()
     if "programs" in args.sections and args.peers and (args.whole or args.text):
         pair = (args.text, args.mmproj)
         if args.whole:
@@ -173,8 +178,7 @@ def measure(args: argparse.Namespace, work: Path, results: dict[str, Any]) -> No
         elif args.mmproj is not None:
             pair = (args.text, dict(zip(("f16", "q8_0"), args.mmproj, strict=False)))
         results["programs"] = {**conditions(args), **programs.measure(args, *pair, in_turns)}
-    results["machine"] = describe_machine().as_dict()
-    results["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+        save()
 
 
 def main() -> None:
@@ -203,9 +207,15 @@ def main() -> None:
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     if not args.report:
         with tempfile.TemporaryDirectory() as folder:
-            measure(args, args.work or Path(folder), results)
-        args.results.write_text(json.dumps(rounded(results), indent=1) + "\n")
+            measure(args, args.work or Path(folder), results, lambda: save(results, args.results))
     report.write(results, args.results.with_suffix(".svg"), args.results.with_name("README.md"))
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    if "encode" in results:
+        order = sorted(results["encode"].items(), key=lambda item: item[1]["patches"])
+        results["encode"] = dict(order)
+    path.write_text(json.dumps(rounded(results), indent=1) + "\n")
 
 
 def rounded(value: Any) -> Any:
