@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -72,7 +73,7 @@ class Packer:
     def batch(self, samples: list[Sample], shape: Shape, tasks: list[str]) -> dict[str, np.ndarray]:
         b, p, s, n = shape.batch, shape.prefix, shape.slots, shape.length
         total = b * shape.frames
-        out = {
+        out: dict[str, Any] = {
             "patches": np.zeros((total, PATCHES, 588), np.uint8),
             "second": np.zeros((total, PATCHES, 588), np.uint8),
             "grid": np.ones((total, 2), np.int64),
@@ -203,7 +204,7 @@ class Packer:
 
     def _about(self, out: np.ndarray, turn: tuple[str, str]) -> None:
         """The thing the next token tells of; from the end of the question on, that of the first token."""
-        refs = turn[1] and getattr(turn, "refs", ())
+        refs: tuple[tuple[int, int, int], ...] = getattr(turn, "refs", ()) if turn[1] else ()
         if not refs:
             return
         asked = len(self.encode(turn[0]))

@@ -52,7 +52,7 @@ class Page:
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, px: int) -> ImageFont.FreeTypeFont:
+def _font(name: str, px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.truetype(name, px) if name else ImageFont.load_default(px)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import regex
+import regex  # type: ignore[import-untyped]
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 # Qwen2's pre-tokenizer, as its tokenizer.json has it.
@@ -49,10 +50,13 @@ def applied_merges(word: str, ranks: dict[tuple[str, str], int]) -> tuple[list[s
     return pieces, used
 
 
-def trim(source: Path, texts: list[str]) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, dict]]:
+def trim(
+    source: Path, texts: list[str]
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, dict[str, Any]]]:
     """(vocab, merges, added tokens by id): the trimmed vocabulary of the tokenizer files in `source`."""
     lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    merges = [(first, second) for first, second in pairs]
     ranks = {pair: n for n, pair in enumerate(merges)}
     full = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
     letters = byte_alphabet()

@@ -111,7 +111,9 @@ def sample_scene(
         width, height = size or picture_size(rng)
         kind, tone, tint = background(rng)
         scene = Scene(width, height, kind, tone, tint, ())
-        colours, shapes, places = visible_colours(tone), [], set()
+        colours = visible_colours(tone)
+        shapes: list[Shape] = []
+        places: set[str] = set()
         few_colours = count > 3 and rng.random() < 0.6
         palette = (
             list(rng.choice(colours, size=int(rng.integers(1, 4)), replace=False)) if few_colours else colours
