@@ -62,7 +62,7 @@ def cold_runs(
 
         return once
 
-    mtmd = [str(args.peers / "llama-mtmd-cli")]
+    mtmd = [str(args.peers / "llama-mtmd-cli"), "--chat-template", "chatml"]
     qvl = [sys.executable, "-m", "qvl.cli", "chat", "--no-cache"]
     return {
         f"{name} {kind.upper()}": run(program, mmproj)
