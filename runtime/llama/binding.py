@@ -46,6 +46,8 @@ def llama() -> Any:
             _route_log(module)
             module.llama_backend_init()
             _module = module
+        # others may have set a callback of theirs since, as an import of llama_cpp does
+        _module.llama_log_set(_keep[0], ctypes.c_void_p(0))
     return _module
 
 
@@ -100,7 +102,6 @@ def _route_log(module: Any) -> None:
 
     callback = module.llama_log_callback(log)
     _keep.append(callback)
-    module.llama_log_set(callback, ctypes.c_void_p(0))
     atexit.register(_silence, module)
 
 

@@ -49,6 +49,105 @@ TARGET static void transpose16(uint16_t * out, size_t out_stride, const uint16_t
     }
 }
 
+/* 16 values scale * q + shift, q unsigned, to bfloat16. */
+INLINE void store_scaled(uint16_t * out, __m512i q, float scale, float shift) {
+    const __m512 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(scale), _mm512_set1_ps(shift));
+    _mm256_storeu_si256((__m256i *) out, (__m256i) _mm512_cvtneps_pbh(x));
+}
+
+INLINE __m512i load_bytes(const uint8_t * p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) p)); }
+
+INLINE float half_at(const uint8_t * p) {
+    uint16_t bits;
+    memcpy(&bits, p, 2);
+    return _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16((short) bits)));
+}
+
+/* Q8_0: blocks of 32, a float16 scale and 32 int8. */
+TARGET static void q8_0_to_bf16(uint16_t * out, const char * block, int n) {
+    for (int i = 0; i < n; i += 32, block += 34) {
+        const float scale = half_at((const uint8_t *) block);
+        for (int half = 0; half < 32; half += LANES) {
+            const __m128i q = _mm_loadu_si128((const __m128i *) (block + 2 + half));
+            store_scaled(out + i + half, _mm512_cvtepi8_epi32(q), scale, 0.0f);
+        }
+    }
+}
+
+/* The 6-bit scale and minimum of sub-block j of Q4_K and Q5_K (ggml-quants.c, get_scale_min_k4). */
+INLINE void scale_and_min(const uint8_t * packed, int j, int * scale, int * min) {
+    if (j < 4) {
+        *scale = packed[j] & 63;
+        *min = packed[j + 4] & 63;
+    } else {
+        *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6 << 4);
+        *min = (packed[j + 4] >> 4) | (packed[j] >> 6 << 4);
+    }
+}
+
+/* Q4_K: float16 scale and minimum, 12 bytes of scales, 128 of nibbles. Q5_K: 32 bytes of fifth bits before those. */
+INLINE void q45_k_to_bf16(uint16_t * out, const uint8_t * block, const int fifth) {
+    const float d = half_at(block), dmin = half_at(block + 2);
+    const uint8_t *scales = block + 4, *high = block + 16, *low = block + (fifth ? 48 : 16);
+    for (int j = 0; j < 8; j++) {
+        int scale, min;
+        scale_and_min(scales, j, &scale, &min);
+        for (int i = 0; i < 32; i += LANES) {
+            __m512i q = load_bytes(low + j / 2 * 32 + i);
+            q = _mm512_and_si512(j % 2 ? _mm512_srli_epi32(q, 4) : q, _mm512_set1_epi32(15));
+            if (fifth) {
+                const __m512i bit = _mm512_srl_epi32(load_bytes(high + i), _mm_cvtsi32_si128(j));
+                q = _mm512_or_si512(q, _mm512_slli_epi32(_mm512_and_si512(bit, _mm512_set1_epi32(1)), 4));
+            }
+            store_scaled(out + j * 32 + i, q, d * (float) scale, -dmin * (float) min);
+        }
+    }
+}
+
+TARGET static void q4_k_to_bf16(uint16_t * out, const uint8_t * block) { q45_k_to_bf16(out, block, 0); }
+TARGET static void q5_k_to_bf16(uint16_t * out, const uint8_t * block) { q45_k_to_bf16(out, block, 1); }
+
+/* Q6_K: 128 bytes of low nibbles, 64 of upper pairs of bits, 16 int8 scales, a float16 scale of these. */
+TARGET static void q6_k_to_bf16(uint16_t * out, const uint8_t * block) {
+    const uint8_t *low = block, *high = block + 128;
+    const int8_t * scales = (const int8_t *) (block + 192);
+    const float d = half_at(block + 208);
+    for (int part = 0; part < 256; part += 128, low += 64, high += 32, scales += 8) {
+        for (int j = 0; j < 4; j++) { /* 32 values each */
+            for (int i = 0; i < 32; i += LANES) {
+                const __m512i nibbles = load_bytes(low + j % 2 * 32 + i), pairs = load_bytes(high + i);
+                const __m512i lower = j < 2 ? nibbles : _mm512_srli_epi32(nibbles, 4);
+                const __m512i upper = _mm512_srl_epi32(pairs, _mm_cvtsi32_si128(2 * j));
+                const __m512i q = _mm512_or_si512(_mm512_and_si512(lower, _mm512_set1_epi32(15)),
+                                                  _mm512_slli_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(3)), 4));
+                const float scale = d * (float) scales[2 * j + i / LANES];
+                store_scaled(out + part + j * 32 + i, q, scale, -32.0f * scale);
+            }
+        }
+    }
+}
+
+/* The types with blocks of 256 (ggml-common.h). */
+struct k_quant {
+    int type;
+    int64_t block_bytes;
+    void (*to_bf16)(uint16_t * out, const uint8_t * block);
+};
+
+static const struct k_quant * k_quant(int type) {
+    static const struct k_quant known[] = {
+        { GGML_TYPE_Q4_K, 144, q4_k_to_bf16 },
+        { GGML_TYPE_Q5_K, 176, q5_k_to_bf16 },
+        { GGML_TYPE_Q6_K, 210, q6_k_to_bf16 },
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (known[i].type == type) {
+            return &known[i];
+        }
+    }
+    return NULL;
+}
+
 /* n values of a row of weights from value `first` on, as bfloat16; zeros up to DEPTH. */
 TARGET static void weights_to_bf16(uint16_t * out, const char * row, int type, int64_t first, int n) {
     if (n < DEPTH) {
@@ -65,18 +164,11 @@ TARGET static void weights_to_bf16(uint16_t * out, const char * row, int type, i
             const __m512 x = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in + i));
             _mm256_mask_storeu_epi16(out + i, mask, (__m256i) _mm512_cvtneps_pbh(x));
         }
-    } else { /* Q8_0: blocks of 32, a float16 scale and 32 int8 */
-        const char * block = row + first / 32 * 34;
-        for (int i = 0; i < n; i += 32, block += 34) {
-            uint16_t bits;
-            memcpy(&bits, block, 2);
-            const __m512 scale = _mm512_cvtph_ps(_mm256_set1_epi16((short) bits));
-            for (int half = 0; half < 32; half += LANES) {
-                const __m128i q = _mm_loadu_si128((const __m128i *) (block + 2 + half));
-                const __m512 x = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
-                _mm256_storeu_si256((__m256i *) (out + i + half), (__m256i) _mm512_cvtneps_pbh(x));
-            }
-        }
+    } else if (type == GGML_TYPE_Q8_0) {
+        q8_0_to_bf16(out, row + first / 32 * 34, n);
+    } else { /* blocks of 256, which DEPTH is */
+        const struct k_quant * kind = k_quant(type);
+        kind->to_bf16(out, (const uint8_t *) row + first / DEPTH * kind->block_bytes);
     }
 }
 
@@ -191,7 +283,8 @@ TARGET static void tile(struct ggml_tensor * dst, char * memory, int64_t start, 
 /* Types of weights that the kernel takes. */
 QVL_EXPORT int qvl_linear_takes(int type) {
     return qvl_has_avx512_bf16() &&
-           (type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0);
+           (type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0 ||
+            k_quant(type) != NULL);
 }
 
 /* ggml_custom_op_t. src: W [n_in, n_out], x bfloat16 [n_in, n], bias float32 [n_out], and perhaps a residual

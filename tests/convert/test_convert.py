@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -16,22 +17,23 @@ import numpy as np
 import pytest
 from llama_cpp import mtmd_cpp
 from support.checkpoint import PREPROCESSOR, Shape, Style, weights, write_checkpoint, write_weights
+from support.llama_log import silent_llama
 
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import CheckpointError
 from qvl.runtime.ggml.gguf import read_gguf
 
+KEPT: list[Any] = []  # libmtmd holds a pointer to the callback, and cannot say which it had before
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
     """llama.cpp writes hundreds of lines to stderr."""
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    mtmd_cpp.mtmd_log_set(silent, ctypes.c_void_p(0))
-    mtmd_cpp.mtmd_helper_log_set(silent, ctypes.c_void_p(0))
-    yield
-    none = llama_cpp.llama_log_callback()
-    llama_cpp.llama_log_set(none, ctypes.c_void_p(0))
+    with silent_llama() as silent:
+        mtmd_cpp.mtmd_log_set(silent, ctypes.c_void_p(0))
+        mtmd_cpp.mtmd_helper_log_set(silent, ctypes.c_void_p(0))
+        KEPT.append(silent)
+        yield
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 
 import llama_cpp
+from support.llama_log import silent_llama
 
 
 def llama_quantize(source: Path, out: Path, file_type: int) -> Path:
@@ -14,13 +15,11 @@ def llama_quantize(source: Path, out: Path, file_type: int) -> Path:
     Raises:
         RuntimeError: libllama refused.
     """
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type
     params.nthread = 2
-    failed = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))
+    with silent_llama():
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
     if failed:
         raise RuntimeError(f"llama_model_quantize returned {failed} for file type {file_type}")
     return out
