@@ -190,15 +190,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
             paths = pictures(Path(folder), args.images, args.size, number)
+            warm = pictures(Path(folder), 1, args.size, 1000 + number)  # first use touches every weight
             for mmproj, measured in zip(own, qvl, strict=True):
                 with load(args.text, mmproj, device="cpu", threads=args.threads) as model:
+                    run_qvl(model, warm, 2, args.parallel, Measured("warm-up"))
                     run_qvl(model, paths, args.tokens, args.parallel, measured)
             if args.peers:
                 with server(args.peers, args.text, args.mmproj, args.threads) as address:
+                    run_server(address, warm, 2, Measured("warm-up"))
                     run_server(address, paths, args.tokens, peer)
-                few = paths[: args.loop_images]
-                run_loop(args.peers, args.text, args.mmproj, args.threads, few, args.tokens, loop)
-    report([*qvl, *([peer, loop] if args.peers else [])], args)
+                if few := paths[: args.loop_images]:
+                    run_loop(args.peers, args.text, args.mmproj, args.threads, few, args.tokens, loop)
+    report([m for m in (*qvl, peer, loop) if m.rates], args)
 
 
 def report(measured: list[Measured], args: argparse.Namespace) -> None:
