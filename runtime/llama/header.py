@@ -221,7 +221,7 @@ def _check_vocabulary(gguf: GGUFFile, hparams: TextHparams) -> None:
     if len(set(tokens)) != len(tokens):
         raise error("tokenizer.ggml.tokens has the same token twice")
     kinds = gguf.metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, list) or len(kinds) != len(tokens) or not all(isinstance(k, int) for k in kinds):
+    if not isinstance(kinds, list) or len(kinds) != len(tokens) or {*map(type, kinds)} - {int}:
         raise error(f"tokenizer.ggml.token_type does not have a number for each of {len(tokens)} tokens")
 
 
