@@ -31,6 +31,7 @@ def test_kl_is_its_definition(a: np.ndarray, b: np.ndarray) -> None:
 
 @given(LOGITS)
 def test_a_model_does_not_diverge_from_itself(a: np.ndarray) -> None:
+    a = np.round(a * 1024) / np.float32(1024)  # so that the sum is exact
     tally = Tally()
     tally.add(a, a + np.float32(3), [0] * 5)
     tally.add(a, a, [1] * 5)
