@@ -37,7 +37,12 @@ def refresh(block: str) -> str:
 
 def run(command: str) -> str:
     done = subprocess.run(
-        command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+        ["bash", "-c", command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     return done.stdout.strip("\n")
 

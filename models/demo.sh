@@ -38,16 +38,16 @@ run qvl convert "$checkpoint" -o demo --name demo --type q4_k_m --vision-type q8
 say "What is in the picture? It shows a small red star at the top."
 run qvl chat "${model[@]}" --image $samples/one.png -p "Describe this image."
 
-say "Where is it? The box is drawn into demo/boxes.png."
+say "Where is it? At [94, 13, 128, 47]. The box is drawn into demo/boxes.png."
 run qvl chat "${model[@]}" --image $samples/one.png -p "Find the red star." --draw demo/boxes.png || say "No box this time."
 
-say "Read a picture of digits."
+say "Read a picture of digits: 865."
 run qvl chat "${model[@]}" --image $samples/number.png -p "Read the text."
 
-say "Two pictures in one question."
+say "Two pictures in one question: an orange square became a star. (Right about every second time.)"
 run qvl chat "${model[@]}" --image $samples/before.png --image $samples/after.png -p "What differs?"
 
-say "A video."
+say "A video: a white star moves down. (Right about every second time.)"
 run qvl chat "${model[@]}" --video $samples/moves.mp4 -p "What moves where?"
 
 say "Captions for a folder, one JSON object a line."

@@ -8,8 +8,8 @@ from typing import Final
 from qvl.runtime.errors import InputError
 
 INTRODUCTION: Final = (
-    "qvl's embedded nano model: it knows drawn shapes, their colours, places and numbers, digits and short\n"
-    "words. For photographs, get Qwen2-VL itself: `qvl models` says how."
+    "qvl's embedded nano model: it knows drawn shapes, their colours and places, and digits, and it errs.\n"
+    "For photographs, get Qwen2-VL itself: `qvl models` says how."
 )
 
 
