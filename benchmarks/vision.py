@@ -115,6 +115,7 @@ class Encode:
         with ExitStack() as stack:
             found = self.contenders(stack)
             self.check(found)
+            found = [c for c in found if not self.args.only or c.name in self.args.only]
             for size in self.args.sizes:
                 width, height = parse_size(size)
                 print(size, file=sys.stderr)
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the made files here, for the next run")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
     parser.add_argument("--sizes", nargs="+", default=[*SIZES], metavar="W[xH]")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help='encoders by name, as "mtmd F16"')
     parser.add_argument("--profile-sizes", nargs="+", default=["448", "896"], metavar="W[xH]")
     parser.add_argument("--types", nargs="+", default=[*TYPES])
     parser.add_argument("--rounds", type=int, default=3, help="that count, after a first that does not")
