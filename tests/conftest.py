@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from support.ports import free_port, wait_for_port
 
 from qvl.convert import Converted, convert
 from qvl.runtime.ggml import library as ggml
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("qvl", deadline=None)  # a busy machine is no failure
 settings.load_profile("qvl")
