@@ -53,9 +53,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield pair
 
 
-def lost(reference: Pair, made: Converted) -> Report:
+def lost(reference: Pair, made: Converted, n: int = 48) -> Report:
     with Pair(files(made), n_ctx=N_CTX) as pair:
-        return verify(pair, reference, tuple(drawn(48, 2)), attribute=False, max_tokens=32)
+        return verify(pair, reference, tuple(drawn(n, 3)), attribute=False, max_tokens=32)
 
 
 def test_q8_0_says_what_float32_says(reference: Pair, tmp_path: Path) -> None:
@@ -78,11 +78,7 @@ def statistics(reference: Pair, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_an_importance_matrix_lowers_errors_on_other_pictures(
     reference: Pair, statistics: tuple[Path, Imatrix], tmp_path: Path
 ) -> None:
-    """Of what comes out of every matrix, in both files: the square of the error, for inputs as they occur.
-
-    For the decoder this is the bound rather than KL: a model this small has so few weights that KL of one
-    quantization differs from that of another by more than the matrix brings.
-    """
+    """Of what comes out of every matrix, in both files: the square of the error, for inputs as they occur."""
     matrix, held_out = statistics
     plain = convert(CHECKPOINT, tmp_path / "plain", "q4_k_m", "q4_k")
     weighed = convert(CHECKPOINT, tmp_path / "weighed", "q4_k_m", "q4_k", matrix)
@@ -98,16 +94,15 @@ def test_an_importance_matrix_lowers_errors_on_other_pictures(
         assert np.mean(list(ratios.values())) < 0.95
 
 
-def test_an_importance_matrix_lowers_what_four_bit_eyes_cost(
-    reference: Pair, statistics: tuple[Path, Imatrix], tmp_path: Path
+@pytest.mark.parametrize("types", [("q4_k_m", "f32"), ("f32", "q4_k")], ids=["decoder", "vision"])
+def test_an_importance_matrix_lowers_what_four_bits_cost(
+    reference: Pair, statistics: tuple[Path, Imatrix], tmp_path: Path, types: tuple[str, str]
 ) -> None:
+    """Of each half, with the other in float32. On few pictures KL is too uneven to compare."""
     found = [
-        lost(reference, convert(CHECKPOINT, tmp_path / name, "f32", "q4_k", matrix))
+        lost(reference, convert(CHECKPOINT, tmp_path / name, *types, matrix), n=96)
         for name, matrix in (("plain", None), ("weighed", statistics[0]))
     ]
-    assert found[0].vision is not None
-    assert found[1].vision is not None
-    assert found[1].vision.relative < found[0].vision.relative
     assert found[1].together.kl_mean < found[0].together.kl_mean
 
 
