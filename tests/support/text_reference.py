@@ -78,6 +78,47 @@ def greedy(checkpoint: Path, messages: Sequence[dict[str, Any]], n: int) -> list
     return list(out[0, given["input_ids"].shape[1] :].tolist())
 
 
+def greedy_reply(
+    checkpoint: Path, messages: Sequence[dict[str, Any]], n: int
+) -> tuple[list[int], list[float]]:
+    """Tokens of the likeliest reply, the one that ends it included, and how far each is ahead of the next."""
+    content = messages[0]["content"]
+    video = next((part["video"] for part in content if part["type"] == "video"), None)
+    given = inputs(checkpoint, messages) if video is None else clip_inputs(checkpoint, messages, video)
+    made = model(checkpoint).generate(
+        **given, do_sample=False, max_new_tokens=n, output_logits=True, return_dict_in_generate=True
+    )
+    best = torch.stack(made.logits)[:, 0].topk(2).values
+    tokens = made.sequences[0, given["input_ids"].shape[1] :].tolist()
+    return tokens, (best[:, 0] - best[:, 1]).tolist()
+
+
+def clip_inputs(
+    checkpoint: Path, messages: Sequence[dict[str, Any]], frames: Sequence[NDArray[np.uint8]]
+) -> dict[str, Any]:
+    """As `inputs`, of a conversation about one clip, its frames uint8 [h, w, 3] and even in number.
+
+    transformers' video processor wants torchvision. Its image processor doubles a frame to fill a patch's
+    two moments: the first of one frame and the second of the next are the patches of the pair.
+    """
+    single = processor(checkpoint).image_processor([Image.fromarray(f) for f in frames], return_tensors="pt")
+    (_, h, w), t = single["image_grid_thw"][0].tolist(), len(frames) // 2
+    rows = single["pixel_values"].view(t, 2, h * w, 3, 2, -1)
+    pairs = torch.stack((rows[:, 0, :, :, 0], rows[:, 1, :, :, 1]), dim=3)
+    text = tokenizer(checkpoint).apply_chat_template(
+        messages, chat_template=INSTRUCT_TEMPLATE, tokenize=False, add_generation_prompt=True
+    )
+    pad = "<|video_pad|>"
+    ids = tokenizer(checkpoint)(text.replace(pad, pad * (t * h * w // 4)), return_tensors="pt")["input_ids"]
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": 2 * (ids == tokenizer(checkpoint).convert_tokens_to_ids(pad)).int(),
+        "pixel_values_videos": pairs.reshape(t * h * w, -1),
+        "video_grid_thw": torch.tensor([[t, h, w]]),
+    }
+
+
 def _with_pil(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(message["content"], str):
         return message
