@@ -11,10 +11,19 @@ import pytest
 from PIL import Image, ImageOps
 
 from qvl.models.nano.train import questions
+from qvl.models.nano.train.answer import SINK
 from qvl.models.nano.train.draw import coverage, draw_scene
 from qvl.models.nano.train.lexicon import KINDS, PLACES
 from qvl.models.nano.train.sequences import sample_clip, sample_pair
-from qvl.models.nano.train.vision_input import MAX_PIXELS, MIN_PIXELS, patches, resized, smart_resize
+from qvl.models.nano.train.vision_input import (
+    MAX_PIXELS,
+    MIN_PIXELS,
+    Things,
+    patches,
+    resized,
+    smart_resize,
+    targets,
+)
 from qvl.models.nano.train.world import RGB, Scene, Shape, sample_scene
 from qvl.runtime.vision.preprocess import smart_resize as runtime_smart_resize
 
@@ -86,6 +95,26 @@ def test_counts_are_true_and_not_mostly_one() -> None:
         assert int(answer) == true, question
         answers.append(answer)
     assert answers.count("1") < 0.4 * len(answers)
+
+
+@pytest.mark.parametrize("shapes", [1, 4, 6])
+def test_what_is_counted_is_pointed_at(shapes: int) -> None:
+    """The group behind a number: as many things as it says, each with a token of its own."""
+    rng = np.random.default_rng((4, shapes))
+    for scene in scenes(30, shapes):
+        answer = questions.count_some(rng, scene)
+        assert answer is not None
+        ((start, end, bits),) = answer.groups
+        assert (start, end) == (0, 1) and bits & SINK
+        assert (bits ^ SINK).bit_count() == int(answer[1])
+        ids, n = draw_scene(rng, scene)[1], shapes
+        centres = targets(ids, Things([1] * n, [1] * n, [0] * n, [s.box for s in scene.shapes]))["centre"]
+        h, w = smart_resize(scene.height, scene.width)
+        for token, shape in zip(centres, scene.shapes, strict=False):
+            row, col = divmod(int(token), w // 28)
+            x, y = (shape.x + shape.side / 2) / scene.width, (shape.y + shape.side / 2) / scene.height
+            assert col <= x * w / 28 <= col + 1 and row <= y * h / 28 <= row + 1
+        assert len(set(centres[:shapes].tolist())) == shapes and (centres[shapes:] == -1).all()
 
 
 def test_every_pair_question_is_answerable() -> None:

@@ -20,6 +20,7 @@ class Stage:
 
 
 MIX = {"single": 0.745, "pair": 0.10, "video2": 0.10, "video4": 0.04, "video8": 0.015}
+LAST = {"single": 0.62, "pair": 0.15, "video2": 0.13, "video4": 0.07, "video8": 0.03}
 STAGES = (
     Stage((1.0,), ("describe1", 0.60)),
     Stage(
@@ -27,10 +28,10 @@ STAGES = (
     ),
     Stage((0.25, 0.3, 0.25, 0.08, 0.07, 0.05), ("read", 0.60), MIX, 0.18, 0.0, 2, 2, 0.6),
     Stage((0.17, 0.25, 0.30, 0.1, 0.09, 0.09), ("read", 0.75), MIX, 0.25, 0.0, 3, 2, 0.4),
-    Stage((0.17, 0.22, 0.31, 0.1, 0.1, 0.1), None, MIX, 0.27, 0.2, 3, 3, 0.25),
+    Stage((0.17, 0.22, 0.31, 0.1, 0.1, 0.1), None, LAST, 0.34, 0.3, 3, 3, 0.25),
 )
 # Weight of each task where the scene allows it; grounding in its forms is a large share on purpose.
 TASK_WEIGHTS = {
-    "describe": 2.0, "count_all": 0.8, "count_some": 1.4, "ground": 3.0, "ground_all": 1.2, "in_box": 0.6,
+    "describe": 1.5, "count_all": 1.2, "count_some": 3.0, "ground": 2.5, "ground_all": 1.2, "in_box": 0.6,
     "where": 0.8, "kind_of": 0.8, "colour_of": 0.7, "size_of": 0.4, "exists": 0.6,
 }  # fmt: skip

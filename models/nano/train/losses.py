@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qvl.models.nano.train.answer import THINGS
+from qvl.models.nano.train.answer import SINK, THINGS
 from qvl.models.nano.train.model import Nano
 from qvl.models.nano.train.vision_input import MAX_TOKENS
 
@@ -51,6 +51,38 @@ def look_loss(looks: list[Tensor], x: dict[str, Tensor]) -> tuple[Tensor, float]
     return sum((-(m + 1e-3).log()).mean() for m in mass), float(mass[-1].detach().mean())
 
 
+def among_loss(looks: list[Tensor], x: dict[str, Tensor]) -> Tensor:
+    """The same head, told to look at the middles of all things that are counted, or at all letters of a word.
+
+    With twice the first token in a sum, what that token gets is 2 / (n + 2): the number can be read off.
+    """
+    at = x["among"] >= 0
+    if not bool(at.any()):
+        return torch.zeros(())
+    bits, sample = x["among"][at], at.nonzero()[:, 0]
+    index, frames = x["vision_index"], x["grid"].shape[0] // x["vision_index"].shape[0]
+    first = torch.arange(len(index)) * frames  # the row of each sample's first picture
+    local = torch.where(index >= 0, index - first[:, None] * MAX_TOKENS, -1)
+    centre = x["centre"][first]  # [b, things]
+    here = (local[:, :, None] == centre[:, None]).float()  # [b, prefix, things]
+    wanted = (bits[:, None] >> torch.arange(THINGS)) & 1
+    goal = (here[sample] @ wanted.float()[..., None])[..., 0]
+    goal[:, 0] += 2 * ((bits & SINK) > 0)
+    goal = goal / goal.sum(1, keepdim=True).clamp(min=1)
+    entropy = -(goal * (goal + 1e-9).log()).sum(1)
+    return sum((-(goal * (look[at].float() + 1e-3).log()).sum(1) - entropy).mean() for look in looks) + 0.0
+
+
+def match_loss(matches: list[Tensor], x: dict[str, Tensor]) -> Tensor:
+    """A head of the second of two pictures looks at the same place in the first."""
+    at = x["match"] >= 0
+    if not bool(at.any()):
+        return torch.zeros(())
+    return sum(
+        -(m[at].gather(1, x["match"][at][:, None]).float() + 1e-3).log().mean() for m in matches
+    ) + torch.zeros(())
+
+
 def _classes(logits: Tensor, target: Tensor) -> Tensor:
     weight = torch.ones(logits.shape[-1])
     weight[0] = NONE_WEIGHT
@@ -79,6 +111,13 @@ def dense_loss(
             aux.box(aux.norm(seen))[shown].float(), (x["box"] - centre)[shown] / 2, beta=0.1
         )
         accuracy["box"] = float(parts["box"].detach())
+    middle_of = torch.zeros(frames, tokens)
+    rows = torch.arange(frames)[:, None].expand_as(x["centre"])[x["centre"] >= 0]
+    middle_of[rows, x["centre"][x["centre"] >= 0]] = 1
+    valid = k < x["grid"].prod(1, keepdim=True)
+    logit = aux.centre(aux.norm(seen))[..., 0].float()
+    parts["centre"] = F.binary_cross_entropy_with_logits(logit[valid], middle_of[valid])
+    accuracy["centre"] = float(((logit > 0) == (middle_of > 0))[valid & (middle_of > 0)].float().mean())
     index = x["vision_index"]
     at = index >= 0
     flat = index[at]

@@ -174,23 +174,24 @@ class Attention(nn.Module):
             v,
         )
 
-    def _own(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def _own(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and what one head looks at, which training may tell to compare two pictures."""
         b, kv, g, n, d = q.shape
         scores = (q.reshape(b, kv, g * n, d) @ k.transpose(-1, -2)).view(b, kv, g, n, n)
         weights = (scores.float() * d**-0.5 + mask[:, None, None]).softmax(-1).to(v.dtype)
         out = weights.view(b, kv, g * n, n) @ v
-        return out.view(b, self.h, n, d).transpose(1, 2).reshape(b, n, self.h * d)
+        return out.view(b, self.h, n, d).transpose(1, 2).reshape(b, n, self.h * d), weights[:, 0, 1]
 
     def forward(
         self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Outputs for prefix and slots (nobody reads the last prefix); what one head of a slot looks at."""
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+        """Outputs for prefix and slots (nobody reads the last prefix); what a head of each looks at."""
         b, np_, _ = p.shape
         _, t, n, _ = s.shape
         g, scale = self.h // self.kv, self.d**-0.5
         pq, pk, pv = self._heads(p, rope[0], rope[1])
         sq, sk, sv = self._heads(s, rope[2], rope[3])
-        po = None if last else self._own(pq, pk, pv, masks[0])
+        po, match = (None, None) if last else self._own(pq, pk, pv, masks[0])
         far = sq.permute(0, 2, 1, 3, 4, 5).reshape(b, self.kv, t * g * n, self.d) @ pk.transpose(-1, -2)
         far = far.view(b, self.kv, t, g, n, np_).transpose(1, 2)
         near = (sq.reshape(b, t, self.kv, g * n, self.d) @ sk.transpose(-1, -2)).view(b, t, self.kv, g, n, n)
@@ -207,7 +208,7 @@ class Attention(nn.Module):
         so = so + (weights[..., np_:].reshape(b, t, self.kv, g * n, n) @ sv).view(b, t, self.kv, g, n, self.d)
         so = so.permute(0, 1, 4, 2, 3, 5).reshape(b, t, n, self.h * self.d)
         look = weights[:, :, 0, 0, :, :np_]  # one head, which training may tell where to look
-        return None if po is None else self.o_proj(po), self.o_proj(so), look
+        return None if po is None else self.o_proj(po), self.o_proj(so), look, match
 
 
 class MLP(nn.Module):
@@ -230,13 +231,15 @@ class Layer(nn.Module):
 
     def forward(
         self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dp, ds, look = self.self_attn(self.input_layernorm(p), self.input_layernorm(s), rope, masks, last)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        dp, ds, look, match = self.self_attn(
+            self.input_layernorm(p), self.input_layernorm(s), rope, masks, last
+        )
         s = s + ds
         if dp is not None:
             p = p + dp
             p = p + self.mlp(self.post_attention_layernorm(p))
-        return p, s + self.mlp(self.post_attention_layernorm(s)), look
+        return p, s + self.mlp(self.post_attention_layernorm(s)), look, match
 
 
 class Text(nn.Module):
@@ -273,6 +276,7 @@ class Aux(nn.Module):
         self.absolute = nn.Linear(d, 4)
         self.corners = nn.Linear(d, 4)
         self.size = nn.Linear(d, 26)
+        self.centre = nn.Linear(d, 1)
 
 
 class Nano(nn.Module):
@@ -291,8 +295,10 @@ class Nano(nn.Module):
 
     def forward(
         self, x: dict[str, Tensor], seen: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """(slots' hidden states [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d])."""
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """(slots' hidden states [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d],
+        what a head of the middle layers looks at from slots [b, s, n, p] and from the prefix [b, p, p]).
+        """
         if seen is None:
             seen = self.visual(x["patches"], x.get("second"), x["grid"])
         table = torch.cat((seen.flatten(0, 1), seen.new_zeros(1, seen.shape[-1])))
@@ -308,10 +314,11 @@ class Nano(nn.Module):
         order, segment = torch.arange(n_s), x["segment"]
         near = (order[:, None] >= order) & (segment[..., :, None] == segment[..., None, :])
         masks = (mask_p, mask_far, torch.where(near, 0.0, -1e9))
-        middle, looks = p, []
+        middle, looks, matches = p, [], []
         for n, layer in enumerate(self.model.layers):
-            p, s, look = layer(p, s, rope, masks, n + 1 == len(self.model.layers))
+            p, s, look, match = layer(p, s, rope, masks, n + 1 == len(self.model.layers))
             looks.append(look)
+            matches.append(match)
             if n == 1:
                 middle = p
-        return self.model.norm(s), seen, middle, looks[1:3]
+        return self.model.norm(s), seen, middle, looks[1:3], matches[1:3]

@@ -83,6 +83,7 @@ class Packer:
             "box": np.zeros((total, MAX_TOKENS, 4), np.float32),
             "shown": np.zeros((total, MAX_TOKENS), bool),
             "cover": np.zeros((total, MAX_TOKENS, THINGS), bool),
+            "centre": np.full((total, THINGS), -1, np.int64),
             "prefix_ids": np.full((b, p), self.pad, np.int64),
             "prefix_pos": np.zeros((3, b, p), np.int64),
             "prefix_valid": np.zeros((b, p), bool),
@@ -95,15 +96,17 @@ class Packer:
             "task": np.full((b, s, n), -1, np.int64),
             "corners": np.full((b, s, n, 4), -1.0, np.float32),
             "about": np.full((b, s, n), -1, np.int64),
+            "among": np.full((b, s, n), -1, np.int64),
+            "match": np.full((b, p), -1, np.int64),
         }
         for i, sample in enumerate(samples):
             self._prefix(out, i, sample, shape)
             self._slots(out, i, sample, shape, tasks)
         prefix, length = out["prefix_valid"].sum(1).max(), (out["segment"] > 0).sum(2).max()
         for name in out:  # nothing is spent on room that no sample needs
-            if name in ("prefix_ids", "prefix_valid", "vision_index", "spans"):
+            if name in ("prefix_ids", "prefix_valid", "vision_index", "spans", "match"):
                 out[name] = out[name][:, :prefix]
-            elif name in ("ids", "pos", "segment", "labels", "task", "corners", "about"):
+            elif name in ("ids", "pos", "segment", "labels", "task", "corners", "about", "among"):
                 out[name] = out[name][:, :, :length]
         out["prefix_pos"] = out["prefix_pos"][:, :, :prefix]
         return out
@@ -121,6 +124,7 @@ class Packer:
         out["box"][row, :n] = dense["box"]
         out["shown"][row, :n] = dense["shown"]
         out["cover"][row, :n] = dense["cover"]
+        out["centre"][row] = dense["centre"]
         return h, w
 
     def _prefix(self, out: dict[str, np.ndarray], i: int, sample: Sample, shape: Shape) -> None:
@@ -142,12 +146,14 @@ class Packer:
         text("<|im_start|>user\n")
         if sample.question_first:
             text(sample.question_first)
+        starts: list[tuple[int, int, int]] = []  # of each picture: where its tokens begin, and its grid
         spans = [sample.frames] if sample.kind == "video" else [(f,) for f in sample.frames]
         row = i * shape.frames
         for span in spans:
             text("<|vision_start|>")
             for t, frame in enumerate(span):
                 h, w = self._frame(out, row, frame)
+                starts.append((len(ids), h, w))
                 for k in range(h * w):
                     ids.append(self.video if sample.kind == "video" else self.image)
                     pos.append((at + t, at + k // w, at + k % w))
@@ -156,6 +162,9 @@ class Packer:
             at += max(len(span), h, w)
             text("<|vision_end|>")
             out["spans"][i, len(ids) - 1] = h, w
+        if sample.kind == "pair" and starts[0][1:] == starts[1][1:]:  # the same place in both
+            a, b, size = starts[0][0], starts[1][0], starts[0][1] * starts[0][2]
+            out["match"][i, b : b + size] = np.arange(a, a + size)
         n = len(ids)
         if n > shape.prefix:
             raise ValueError(f"prefix of {n} tokens, room for {shape.prefix}")
@@ -200,11 +209,12 @@ class Packer:
             out["task"][i, slot, a:b] = tasks.index(task)
             self._corners(out["corners"][i, slot, a:b], ids, turns)
             if len(turns) == 1:
-                self._about(out["about"][i, slot, a:b], turns[0])
+                self._about(out["about"][i, slot, a:b], turns[0], "refs")
+                self._about(out["among"][i, slot, a:b], turns[0], "groups")
 
-    def _about(self, out: np.ndarray, turn: tuple[str, str]) -> None:
-        """The thing the next token tells of; from the end of the question on, that of the first token."""
-        refs: tuple[tuple[int, int, int], ...] = getattr(turn, "refs", ()) if turn[1] else ()
+    def _about(self, out: np.ndarray, turn: tuple[str, str], name: str) -> None:
+        """What the next token tells of; from the end of the question on, that of the first token."""
+        refs: tuple[tuple[int, int, int], ...] = getattr(turn, name, ()) if turn[1] else ()
         if not refs:
             return
         asked = len(self.encode(turn[0]))

@@ -131,26 +131,28 @@ def description(question: str, scene: Scene, frame: int = 0) -> Answer:
 
 
 def count_all(rng: np.random.Generator, scene: Scene) -> Answer | None:
-    return Answer(pick(rng, COUNT_ALL), str(len(scene.shapes)))
+    return Answer.number(pick(rng, COUNT_ALL), list(range(len(scene.shapes))))
 
 
 def count_some(rng: np.random.Generator, scene: Scene) -> Answer | None:
     """By colour, kind or both. The answer is drawn first, so that no number is the usual one."""
-    by_answer: dict[int, list[str]] = {}
+    by_answer: dict[int, list[tuple[str, list[int]]]] = {}
+
+    def add(what: str, fits: Callable[[Shape], bool]) -> None:
+        found = [k for k, s in enumerate(scene.shapes) if fits(s)]
+        by_answer.setdefault(len(found), []).append((what, found))
+
     for colour in COLOURS:
-        n = sum(s.colour == colour for s in scene.shapes)
-        by_answer.setdefault(n, []).append(f"{colour} shapes")
+        add(f"{colour} shapes", lambda s, c=colour: s.colour == c)
     for kind in KINDS:
-        n = sum(s.kind == kind for s in scene.shapes)
-        by_answer.setdefault(n, []).append(plural(kind))
+        add(plural(kind), lambda s, k=kind: s.kind == k)
     for s in scene.shapes:
-        n = sum((o.kind, o.colour) == (s.kind, s.colour) for o in scene.shapes)
-        by_answer.setdefault(n, []).append(f"{s.colour} {plural(s.kind)}")
+        add(f"{s.colour} {plural(s.kind)}", lambda o, s=s: (o.kind, o.colour) == (s.kind, s.colour))
     values = sorted(by_answer)
     weights = np.array([{0: 0.5, 1: 0.6}.get(v, 1.0 + 0.2 * v) for v in values])
     value = values[int(rng.choice(len(values), p=weights / weights.sum()))]
-    what = by_answer[value][int(rng.integers(len(by_answer[value])))]
-    return Answer(pick(rng, COUNT_SOME).format(what), str(value))
+    what, found = by_answer[value][int(rng.integers(len(by_answer[value])))]
+    return Answer.number(pick(rng, COUNT_SOME).format(what), found)
 
 
 def ground(rng: np.random.Generator, scene: Scene) -> Answer | None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from qvl.models.nano.train.answer import Answer
+from qvl.models.nano.train.answer import THINGS, Answer, Ref
 from qvl.models.nano.train.draw import blend
 from qvl.models.nano.train.lexicon import READ_WORDS
 from qvl.models.nano.train.questions import DESCRIBE, pick
@@ -140,14 +140,29 @@ def _letters(page: Page, between: str) -> list[tuple[str, int]]:
     return out if n == len(page.cells) else [(text, -1) for text, _ in out]
 
 
+def _words(page: Page, text: str) -> tuple[Ref, ...]:
+    """Each word of the reply with the cells of its letters: seen together they tell it from the others."""
+    if len(page.cells) != sum(map(len, page.lines)):
+        return ()
+    out, at, cell = [], 0, 0
+    for line in page.lines:
+        at = text.index(line, at)
+        bits = sum(1 << k for k in range(cell, min(THINGS, cell + len(line))))
+        out.append((at, at + len(line), bits))
+        at, cell = at + len(line), cell + len(line)
+    return tuple(out)
+
+
 def read(rng: np.random.Generator, page: Page) -> Answer:
     special = READ_DIGITS if page.digits else READ_WORD
     question = pick(rng, READ if rng.random() < 0.6 else special)
-    return Answer.parts(question, _letters(page, "\n"))
+    answer = Answer.parts(question, _letters(page, "\n"))
+    return answer if page.digits else Answer(*answer, groups=_words(page, answer[1]))
 
 
 def describe_page(rng: np.random.Generator, page: Page) -> Answer:
-    return Answer.parts(pick(rng, DESCRIBE), [('The text "', -1), *_letters(page, " "), ('".', -1)])
+    answer = Answer.parts(pick(rng, DESCRIBE), [('The text "', -1), *_letters(page, " "), ('".', -1)])
+    return answer if page.digits else Answer(*answer, groups=_words(page, answer[1]))
 
 
 def spell_at(rng: np.random.Generator, page: Page) -> Answer:

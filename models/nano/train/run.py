@@ -23,7 +23,14 @@ from torch import Tensor
 
 from qvl.models.nano.train import vocabulary
 from qvl.models.nano.train.curriculum import STAGES
-from qvl.models.nano.train.losses import answer_loss, corner_loss, dense_loss, look_loss
+from qvl.models.nano.train.losses import (
+    among_loss,
+    answer_loss,
+    corner_loss,
+    dense_loss,
+    look_loss,
+    match_loss,
+)
 from qvl.models.nano.train.model import Config, Nano
 from qvl.models.nano.train.optimizer import Flat
 from qvl.models.nano.train.pack import Packer
@@ -38,10 +45,26 @@ DEFAULTS: dict[str, Any] = {
 INPUTS = (
     "kind", "colour", "char", "box", "shown", "prefix_ids", "prefix_pos", "prefix_valid", "vision_index",
     "ids", "pos", "segment", "labels", "corners", "spans", "about", "cover", "grid", "patches", "second",
+    "centre", "among", "match",
 )  # fmt: skip
 
 
-TARGETS = ("labels", "weight", "corners", "spans", "about", "cover", "box", "shown", "kind", "colour", "char")
+TARGETS = (
+    "labels",
+    "weight",
+    "corners",
+    "spans",
+    "about",
+    "cover",
+    "box",
+    "shown",
+    "kind",
+    "colour",
+    "char",
+    "centre",
+    "among",
+    "match",
+)
 
 
 def tensors(arrays: dict[str, np.ndarray], video: bool) -> dict[str, Tensor]:
@@ -124,11 +147,15 @@ def worker(
         arrays = batch(np.random.default_rng((1, shared["seed"], step, rank)), packer, bucket, plan)
         x = tensors(arrays, bucket.startswith("video"))
         flat.grads[rank].zero_()
-        hidden, seen, middle, looks = forward({k: v for k, v in x.items() if k not in TARGETS})
+        hidden, seen, middle, looks, matches = forward({k: v for k, v in x.items() if k not in TARGETS})
         loss, correct = answer_loss(model, hidden, x)
         dense, accuracy = dense_loss(model, seen, middle, x)
         look, found = look_loss(looks, x)
-        loss = loss + now["look"] * look
+        among, match = among_loss(looks, x), match_loss(matches, x)
+        loss = loss + now["look"] * (look + among + match)
+        for name, value in (("among", among), ("match", match)):
+            if bool(value > 0):
+                accuracy[name] = float(value.detach()) / 2
         if found:
             accuracy["look"] = found
         corners = corner_loss(model, hidden, x)

@@ -92,7 +92,12 @@ def targets(ids: np.ndarray, things: Things) -> dict[str, np.ndarray]:
     cover[:, : k - 1] = (seen >= SHARE * seen.sum(0)) & (seen > 0)
     boxes = np.zeros((k, 4), np.float32)
     boxes[1:] = np.asarray(things.box, np.float32).reshape(-1, 4) * scale
+    centre = np.full(THINGS, -1, np.int64)  # the one token in which the middle of a thing lies
+    middle = (boxes[1:, :2] + boxes[1:, 2:]) / 2
+    rows, cols = middle[:, 1].astype(int), middle[:, 0].astype(int)
+    centre[: k - 1] = np.clip(rows, 0, h // FACTOR - 1) * (w // FACTOR) + np.clip(cols, 0, w // FACTOR - 1)
     return {
+        "centre": centre,
         **{name: values[owner] for name, values in table.items()},
         "box": boxes[token_owner],
         "shown": token_owner > 0,
