@@ -8,25 +8,20 @@ the pinned version, and a test holds the sizes against a real context's.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from qvl.runtime.errors import BackendError
-from qvl.runtime.ggml import library as ggml
-from qvl.runtime.ggml.devices import cpu_device
-from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
-from qvl.runtime.ggml.graph import Graph
-from qvl.runtime.ggml.library import Type
+from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.llama.binding import LOGGER, complaints, llama
 from qvl.runtime.llama.header import check_text_file
+from qvl.runtime.llama.repack import repacked_bytes, wants_repacking
 
 _SIZE: Final = re.compile(r"(compute|output) buffer size = +([\d.]+) MiB")
 
@@ -37,7 +32,7 @@ class TextMemory:
 
     Attributes:
         weights: all tensors, as they lie in the file.
-        repacked: copies of matrices, in the order that the CPU's kernels like.
+        repacked: copies of matrices, where they are faster in another order (`repack`).
         kv_cache: for every cell of the context.
         compute: the graph's nodes.
         output: rows of logits.
@@ -69,6 +64,7 @@ def text_memory(path: str | Path, *, n_ctx: int, n_batch: int = 512, n_outputs_m
     model_params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
     model_params.n_gpu_layers = 0
     model_params.no_alloc = True
+    model_params.use_extra_bufts = wants_repacking(gguf)
     model_params.load_mode = c.LLAMA_LOAD_MODE_NONE
     params = c.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, max(n_batch, n_outputs_max), min(n_batch, 512)
@@ -90,48 +86,11 @@ def text_memory(path: str | Path, *, n_ctx: int, n_batch: int = 512, n_outputs_m
         raise BackendError(f"{gguf.path}: llama.cpp cannot plan it: {complaints() or 'no reason given'}")
     return TextMemory(
         weights=sum(t.nbytes for t in gguf.tensors.values()),
-        repacked=_repacked_bytes(gguf),
+        repacked=repacked_bytes(gguf),
         kv_cache=hparams.kv_bytes(n_cells),
         compute=int(found["compute"] * (1 << 20)),
         output=int(found.get("output", 0.0) * (1 << 20)),
     )
-
-
-def _repacked_bytes(gguf: GGUFFile) -> int:
-    """Weights that llama.cpp copies into a buffer of ggml's CPU "extra" types (src/llama-model.cpp).
-
-    A tied embedding stays as it is for looking up rows, and is repacked for the head.
-    """
-    products = [t for n, t in gguf.tensors.items() if len(t.shape) == 2 and n != "token_embd.weight"]
-    if "output.weight" not in gguf.tensors:
-        products.append(gguf.tensors["token_embd.weight"])
-    return sum(t.nbytes for t in products if _is_repacked(t.type, *t.shape))
-
-
-@lru_cache(maxsize=1024)
-def _is_repacked(kind: Type, rows: int, columns: int) -> bool:
-    """Whether the CPU's extra buffers take a matrix of this type and shape for products."""
-    lib, device = ggml.lib(), cpu_device().handle
-    registry = lib.ggml_backend_dev_backend_reg(device)
-    address = lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
-    if not address:
-        return False
-    # ggml_backend_buffer_type_t * ggml_backend_dev_get_extra_bufts(ggml_backend_dev_t device)
-    listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
-    graph = Graph(max_nodes=8)
-    try:
-        weight, x = graph.input(kind, columns, rows), graph.input(Type.F32, columns, 512)
-        node = weight @ x
-        for buffer_type in itertools.takewhile(bool, listed):
-            buffer = lib.ggml_backend_buft_alloc_buffer(buffer_type, 0)
-            ggml.tensor(weight.pointer).buffer = buffer
-            taken = lib.ggml_backend_dev_supports_op(device, node.pointer)
-            lib.ggml_backend_buffer_free(buffer)
-            if taken:
-                return True
-        return False
-    finally:
-        graph.close()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.llama.header import ARRAYS, TextHparams, check_text_file
+from qvl.runtime.llama.repack import wants_repacking
 from qvl.runtime.llama.vocab import Vocab
 
 ALL_LAYERS: Final = -1
@@ -67,7 +68,7 @@ class LlamaModel:
         self.devices = [d for d in found if not d.is_cpu]
         self.n_gpu_layers = n_gpu_layers if self.devices else 0
         self._c = llama()
-        self._handle: int | None = self._load(use_mmap, progress)
+        self._handle: int | None = self._load(use_mmap, wants_repacking(gguf), progress)
         restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
         self.vocab = Vocab(self.handle, str(self.path))
 
@@ -93,7 +94,7 @@ class LlamaModel:
     ) -> None:
         self.close()
 
-    def _load(self, use_mmap: bool, progress: Callable[[float], None] | None) -> int:
+    def _load(self, use_mmap: bool, repack: bool, progress: Callable[[float], None] | None) -> int:
         c = self._c
         params = c.llama_model_default_params()
         # an empty list keeps every layer on the CPU; NULL would mean every device there is
@@ -101,6 +102,7 @@ class LlamaModel:
         params.devices = ctypes.cast(handles, ctypes.c_void_p)
         params.n_gpu_layers = self.n_gpu_layers
         params.load_mode = c.LLAMA_LOAD_MODE_MMAP if use_mmap else c.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = repack
         raised: list[BaseException] = []
 
         def report(fraction: float, _: Any) -> bool:

@@ -13,15 +13,10 @@ from typing import Any, Final
 
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import cpu_device, default_threads, devices
+from qvl.runtime.ggml.features import cpu_features
 from qvl.runtime.native import kernels
 
 _NO_INSTRUCTIONS: Final = ("OPENMP", "REPACK", "LLAMAFILE", "KLEIDIAI", "ACCELERATE")
-
-
-class _Feature(ctypes.Structure):
-    """`struct ggml_backend_feature` (ggml-backend.h)."""
-
-    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_char_p))
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Machine:
 
 def describe_machine() -> Machine:
     """This machine."""
-    features = _cpu_features()
+    features = cpu_features()
     return Machine(
         cpu=_cpu_name(),
         system=f"{platform.system()} {platform.machine()}",
@@ -67,23 +62,6 @@ def describe_machine() -> Machine:
         native=kernels() is not None,
         ggml=_ggml_version(),
     )
-
-
-def _cpu_features() -> list[str]:
-    """Names of what the CPU backend was compiled with (`ggml_backend_get_features`)."""
-    lib = ggml.lib()
-    reg = lib.ggml_backend_dev_backend_reg(cpu_device().handle)
-    address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_get_features")
-    if not address:
-        return []
-    # ggml_backend_feature * ggml_backend_get_features(ggml_backend_reg_t reg), ended by a null name
-    get = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(address)
-    found, i, names = get(reg), 0, []
-    while found[i].name:
-        if found[i].value != b"0":
-            names.append(found[i].name.decode())
-        i += 1
-    return names
 
 
 def _ggml_version() -> str:

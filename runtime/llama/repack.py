@@ -1,0 +1,76 @@
+"""Whether llama.cpp should copy matrices into the order that its older CPU kernels like.
+
+It does so by default, for Q4_K and some others. Where ggml has its tiled int8 product for K-quants
+(ggml/src/ggml-cpu/tiled) and AVX512_VNNI to run it with, that is the faster one, and takes only matrices
+that were left as they are: the 2B as Q4_K_M reads its prompt 1.9 times as fast, and one token takes 44 ms
+in place of 51 (benchmarks/README.md). Nor is there a second copy of the weights then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final
+
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import cpu_device
+from qvl.runtime.ggml.features import cpu_features
+from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
+from qvl.runtime.ggml.graph import Graph
+from qvl.runtime.ggml.library import Type
+
+_TILED: Final = frozenset({Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K})
+
+
+def wants_repacking(gguf: GGUFFile) -> bool:
+    """Whether llama.cpp is to use the CPU's "extra" buffers (`use_extra_bufts`) for this file.
+
+    Not if every matrix that it would copy is of a type that is faster as it lies.
+    """
+    features = cpu_features()
+    if "AVX512_VNNI" not in features or "AMX_INT8" in features:
+        return True
+    return any(t.type not in _TILED and _is_repacked(t.type, *t.shape) for t in _products(gguf))
+
+
+def repacked_bytes(gguf: GGUFFile) -> int:
+    """Weights that llama.cpp copies into a buffer of the CPU's "extra" types (src/llama-model.cpp)."""
+    if not wants_repacking(gguf):
+        return 0
+    return sum(t.nbytes for t in _products(gguf) if _is_repacked(t.type, *t.shape))
+
+
+def _products(gguf: GGUFFile) -> Iterator[TensorInfo]:
+    """Matrices to multiply with. A tied embedding also stays as it is, for looking up rows."""
+    tied = "output.weight" not in gguf.tensors
+    for name, tensor in gguf.tensors.items():
+        if len(tensor.shape) == 2 and (tied or name != "token_embd.weight"):
+            yield tensor
+
+
+@lru_cache(maxsize=1024)
+def _is_repacked(kind: Type, rows: int, columns: int) -> bool:
+    """Whether the CPU's extra buffers take a matrix of this type and shape for products."""
+    lib, device = ggml.lib(), cpu_device().handle
+    registry = lib.ggml_backend_dev_backend_reg(device)
+    address = lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+    if not address:
+        return False
+    # ggml_backend_buffer_type_t * ggml_backend_dev_get_extra_bufts(ggml_backend_dev_t device)
+    listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
+    graph = Graph(max_nodes=8)
+    try:
+        weight, x = graph.input(kind, columns, rows), graph.input(Type.F32, columns, 512)
+        node = weight @ x
+        for buffer_type in itertools.takewhile(bool, listed):
+            buffer = lib.ggml_backend_buft_alloc_buffer(buffer_type, 0)
+            ggml.tensor(weight.pointer).buffer = buffer
+            taken = lib.ggml_backend_dev_supports_op(device, node.pointer)
+            lib.ggml_backend_buffer_free(buffer)
+            if taken:
+                return True
+        return False
+    finally:
+        graph.close()
