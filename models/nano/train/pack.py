@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from qvl.models.nano.train.answer import THINGS
 from qvl.models.nano.train.vision_input import (
@@ -23,6 +22,9 @@ from qvl.models.nano.train.vision_input import (
     smart_resize,
     targets,
 )
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PATCHES = MAX_TOKENS * 4
 BOX = re.compile(r"<\|box_start\|>\((\d{1,3}),(\d{1,3})\),\((\d{1,3}),(\d{1,3})\)<\|box_end\|>")

@@ -5,35 +5,25 @@ Kept as uint8 and with one frame a row: normalising and doubling the frame happe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from qvl.models.nano.train.answer import THINGS
+from qvl.runtime.vision import preprocess
 
 PATCH, MERGE, FACTOR = 14, 2, 28
 MIN_PIXELS, MAX_PIXELS = 24 * FACTOR**2, 36 * FACTOR**2
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = preprocess.MEAN, preprocess.STD
 MAX_TOKENS = MAX_PIXELS // FACTOR**2
 SHARE = 0.12  # a token shows a thing when it holds at least this share of it
 COVERED = 0.18  # a patch counts as showing a thing when it covers at least this share
 
 
 def smart_resize(height: int, width: int) -> tuple[int, int]:
-    """(height, width) as multiples of 28 with the area in [MIN_PIXELS, MAX_PIXELS]; upstream's rule."""
-    h, w = round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR
-    if h * w > MAX_PIXELS:
-        beta = math.sqrt(height * width / MAX_PIXELS)
-        h = max(FACTOR, math.floor(height / beta / FACTOR) * FACTOR)
-        w = max(FACTOR, math.floor(width / beta / FACTOR) * FACTOR)
-    elif h * w < MIN_PIXELS:
-        beta = math.sqrt(MIN_PIXELS / (height * width))
-        h = math.ceil(height * beta / FACTOR) * FACTOR
-        w = math.ceil(width * beta / FACTOR) * FACTOR
-    return h, w
+    """(height, width) as multiples of 28 with the area in [MIN_PIXELS, MAX_PIXELS]: the runtime's."""
+    return preprocess.smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
 
 def resized(pixels: np.ndarray) -> np.ndarray:
