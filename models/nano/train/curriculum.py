@@ -20,7 +20,7 @@ class Stage:
 
 
 MIX = {"single": 0.745, "pair": 0.10, "video2": 0.10, "video4": 0.04, "video8": 0.015}
-LAST = {"single": 0.62, "pair": 0.15, "video2": 0.13, "video4": 0.07, "video8": 0.03}
+LAST = {"single": 0.60, "pair": 0.18, "video2": 0.12, "video4": 0.07, "video8": 0.03}
 STAGES = (
     Stage((1.0,), ("describe1", 0.60)),
     Stage(
@@ -28,7 +28,7 @@ STAGES = (
     ),
     Stage((0.25, 0.3, 0.25, 0.08, 0.07, 0.05), ("read", 0.60), MIX, 0.18, 0.0, 2, 2, 0.6),
     Stage((0.17, 0.25, 0.30, 0.1, 0.09, 0.09), ("read", 0.75), MIX, 0.25, 0.0, 3, 2, 0.4),
-    Stage((0.17, 0.22, 0.31, 0.1, 0.1, 0.1), None, LAST, 0.34, 0.3, 3, 3, 0.25),
+    Stage((0.17, 0.22, 0.31, 0.1, 0.1, 0.1), None, LAST, 0.43, 0.27, 3, 3, 0.25),
 )
 # Weight of each task where the scene allows it; grounding in its forms is a large share on purpose.
 TASK_WEIGHTS = {

@@ -73,14 +73,21 @@ def among_loss(looks: list[Tensor], x: dict[str, Tensor]) -> Tensor:
     return sum((-(goal * (look[at].float() + 1e-3).log()).sum(1) - entropy).mean() for look in looks) + 0.0
 
 
-def match_loss(matches: list[Tensor], x: dict[str, Tensor]) -> Tensor:
-    """A head of the second of two pictures looks at the same place in the first."""
+def match_loss(model: Nano, matches: list[Tensor], middle: Tensor, x: dict[str, Tensor]) -> Tensor:
+    """The second of two pictures: a head looks at the same place in the first, and each token tells
+    after two layers whether it shows something else there.
+    """
     at = x["match"] >= 0
     if not bool(at.any()):
         return torch.zeros(())
-    return sum(
-        -(m[at].gather(1, x["match"][at][:, None]).float() + 1e-3).log().mean() for m in matches
-    ) + torch.zeros(())
+    shown = torch.stack((x["kind"], x["colour"]), -1).view(-1, MAX_TOKENS, 8).flatten(0, 1)
+    before = x["vision_index"].gather(1, x["match"].clamp(min=0))
+    changed = (shown[x["vision_index"][at]] != shown[before[at]]).any(-1).float()
+    logits = model.aux.changed(model.aux.norm(middle[at]))[:, 0].float()
+    loss = 2 * F.binary_cross_entropy_with_logits(logits, changed, pos_weight=torch.tensor(3.0))
+    for look in matches:
+        loss = loss - (look[at].gather(1, x["match"][at][:, None]).float() + 1e-3).log().mean()
+    return loss
 
 
 def _classes(logits: Tensor, target: Tensor) -> Tensor:

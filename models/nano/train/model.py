@@ -277,6 +277,7 @@ class Aux(nn.Module):
         self.corners = nn.Linear(d, 4)
         self.size = nn.Linear(d, 26)
         self.centre = nn.Linear(d, 1)
+        self.changed = nn.Linear(d, 1)
 
 
 class Nano(nn.Module):

@@ -151,7 +151,7 @@ def worker(
         loss, correct = answer_loss(model, hidden, x)
         dense, accuracy = dense_loss(model, seen, middle, x)
         look, found = look_loss(looks, x)
-        among, match = among_loss(looks, x), match_loss(matches, x)
+        among, match = among_loss(looks, x), match_loss(model, matches, middle, x)
         loss = loss + now["look"] * (look + among + match)
         for name, value in (("among", among), ("match", match)):
             if bool(value > 0):
