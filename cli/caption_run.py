@@ -13,6 +13,7 @@ from typing import Final
 from qvl.cli.engine import open_model
 from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output, human_seconds
+from qvl.runtime.activity import Activity
 from qvl.runtime.caption.book import Book, Results, Stop, Tally
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.ledger import Ledger
@@ -130,12 +131,13 @@ class CaptionRun:
             yield ledger
 
     def _drive(self, book: Book) -> int:
-        report = Report(self.out, book.tally)
+        report = Report(self.out, book.tally, book.activity)
         with _interrupts(book.stop, self.out), self.out.progress("captioning", "pictures") as bar:
+            bar(0, book.tally.total, report.label)
             try:
                 for record in book.run():
                     report.take(record)
-                    bar(report.n_finished, book.tally.total, report.label())
+                    bar(report.n_finished, book.tally.total, report.label)
             except (Cancelled, KeyboardInterrupt):
                 book.tally.interrupted = True
         self.out.note(report.summary())
@@ -165,8 +167,8 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
 class Report:
     """Words about a run: errors as they come, a line a minute where there is no bar, a summary."""
 
-    def __init__(self, out: Output, tally: Tally) -> None:
-        self._out, self._tally = out, tally
+    def __init__(self, out: Output, tally: Tally, activity: Activity | None = None) -> None:
+        self._out, self._tally, self._activity = out, tally, activity or Activity()
         self._started = self._last = time.monotonic()
 
     @property
@@ -184,9 +186,12 @@ class Report:
             )
 
     def label(self) -> str:
-        """The rate, and how many failed if any did."""
-        failed = f"{self._tally.failed} failed, " if self._tally.failed else ""
-        return f"{failed}{self._rate():.3g} a minute"
+        """The rate, how many failed if any did, and what takes long at this moment."""
+        tally = self._tally
+        parts = [f"{tally.failed} failed"] if tally.failed else []
+        parts += [f"{self._rate():.3g} a minute"] if tally.done + tally.failed else []
+        parts += filter(None, [self._activity.words()])
+        return ", ".join(parts) or "captioning"
 
     def _rate(self) -> float:
         seconds = time.monotonic() - self._started

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -132,32 +133,44 @@ class Output:
 
 
 class Bar:
-    """A progress bar that appears when it is first told of progress; call it with (done, total, label)."""
+    """A progress bar that appears when it is first told of progress; call it with (done, total, label).
+
+    A label may be a function, which is asked again whenever the bar is drawn. Any thread may call.
+    """
 
     def __init__(self, label: str, unit: str, delay: float) -> None:
         self._label, self._unit = label, unit
         self._from = time.monotonic() + delay
         self._bar: Any = None
         self._task: Any = None
+        self._lock = threading.Lock()
 
-    def __call__(self, done: float, total: float, label: str = "", /) -> None:
-        if self._bar is None:
-            if time.monotonic() < self._from:
-                return
-            self._bar = _rich_bar(self._unit)
-            self._bar.start()
-            self._task = self._bar.add_task(self._label, total=None)
-        self._bar.update(self._task, completed=done, total=total, description=label or self._label)
+    def __call__(self, done: float, total: float, label: str | Callable[[], str] = "", /) -> None:
+        with self._lock:
+            if self._bar is None:
+                if time.monotonic() < self._from:
+                    return
+                self._bar = _rich_bar(self._unit)
+                self._bar.start()
+                self._task = self._bar.add_task(self._label, total=None)
+            self._bar.update(self._task, completed=done, total=total, description=label or self._label)
 
     def close(self) -> None:
         """Take the bar off the screen. It does not come back."""
-        bar, self._bar, self._from = self._bar, None, float("inf")
+        with self._lock:
+            bar, self._bar, self._from = self._bar, None, float("inf")
         if bar is not None:
             bar.stop()
 
 
 def _rich_bar(unit: str) -> Any:
     from rich import progress
+    from rich.text import Text
+
+    class Label(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            label: Any = task.description
+            return Text(label() if callable(label) else label)
 
     counters: dict[str, list[progress.ProgressColumn]] = {
         "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
@@ -165,7 +178,7 @@ def _rich_bar(unit: str) -> Any:
     }
     named: list[progress.ProgressColumn] = [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
     columns: list[progress.ProgressColumn] = [
-        progress.TextColumn("{task.description}", markup=False),
+        Label(),
         progress.BarColumn(),
         *counters.get(unit, named),
         progress.TimeRemainingColumn(),

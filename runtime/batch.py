@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.activity import Activity
 from qvl.runtime.errors import Cancelled
 from qvl.runtime.jobs import Done, Job, Request
 from qvl.runtime.llama.batch import Batch
@@ -35,6 +36,7 @@ from qvl.runtime.vision.encoder import VisionEncoder
 
 N_BATCH: Final = 512
 _PREFIX: Final = 0  # the sequence of the shared beginning
+_LOOKING: Final = "looking"
 
 
 @dataclass
@@ -78,6 +80,7 @@ class BatchCaptioner:
     Args:
         open_context: makes the context, given its number of sequences.
         cancelled: asked during long work; when true, `step` raises Cancelled.
+        activity: told how far the encoder is.
 
     Attributes:
         seconds: spent in encode, prefill and generate.
@@ -93,8 +96,10 @@ class BatchCaptioner:
         parallel: int,
         open_context: Callable[[int], Context],
         cancelled: Callable[[], bool] | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self.request = request
+        self._activity = activity or Activity()
         self.seconds = {"encode": 0.0, "prefill": 0.0, "generate": 0.0}
         self._text, self._vision, self._template = text, vision, template
         self._cancelled = cancelled or (lambda: False)
@@ -238,10 +243,15 @@ class BatchCaptioner:
     def _encode(self, new: Sequence[_Work]) -> None:
         started = time.perf_counter()
         patches = [self._vision.preprocessor.patchify(work.job.frames) for work in new]
-        made = self._vision.encode_patches(patches, lambda _: not self._cancelled())
+        made = self._vision.encode_patches(patches, self._looking)
+        self._activity.over(_LOOKING)
         for work, embedding in zip(new, made, strict=True):
             work.embeddings = embedding.embeddings
         self.seconds["encode"] += time.perf_counter() - started
+
+    def _looking(self, share: float) -> bool:
+        self._activity.at(_LOOKING, share)
+        return not self._cancelled()
 
     def _read(self, new: Sequence[_Work]) -> None:
         """Bring the new jobs' sequences to the end of their pictures, and queue the words that follow."""

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from qvl.runtime.vision.preprocess import Patches
 
 MAX_BYTES: Final = 256 << 20
 _MAX_UNITS: Final = 4096
+Watch: TypeAlias = Callable[[float], bool | None]
+"""Called with the fraction done; returning False stops."""
 
 
 class Eyes(Protocol):
@@ -33,11 +35,11 @@ class Eyes(Protocol):
     def identity(self) -> str:
         """Of what decides the embeddings of given patches; see `qvl.runtime.vision.cache.embedding_key`."""
 
-    def prepare(self, chunk: VisionChunk) -> Patches:
-        """Read a picture or video and cut it into patches."""
+    def prepare(self, chunk: VisionChunk, progress: Watch | None = None) -> Patches:
+        """Read a picture or video and cut it into patches; progress is that of a video's frames."""
 
     def encode_patches(
-        self, inputs: Sequence[Patches], progress: Callable[[float], bool | None] | None = None
+        self, inputs: Sequence[Patches], progress: Watch | None = None
     ) -> list[VisionEmbedding]:
         """Embeddings of what was prepared."""
 
@@ -65,26 +67,30 @@ class EmbeddingStore:
         self._sources: dict[str, VisionChunk] = {}
         self.n_encoded = 0
 
-    def units(self, chunks: Iterable[Chunk]) -> list[Unit]:
+    def units(self, chunks: Iterable[Chunk], progress: Watch | None = None) -> list[Unit]:
         """The sequence that a prompt's chunks make in the KV cache; see `unit`."""
         units: list[Unit] = []
         for chunk in chunks:
             if isinstance(chunk, TextChunk):
                 units.extend(chunk.tokens)
             else:
-                units.append(self.unit(chunk))
+                units.append(self.unit(chunk, progress))
         return units
 
-    def unit(self, chunk: VisionChunk) -> VisionUnit:
+    def unit(self, chunk: VisionChunk, progress: Watch | None = None) -> VisionUnit:
         """Where a picture or video stands; it is read, but not yet encoded.
+
+        Args:
+            progress: of the frames of a video.
 
         Raises:
             InputError: there is no image encoder, or the source cannot be read.
+            Cancelled: progress returned False.
         """
         key = source_key(chunk)
         self._sources[key] = chunk
         if key not in self._units:
-            patches = self._prepare(chunk)
+            patches = self._prepare(chunk, progress)
             t, h, w = patches.grid_thw
             size = self._need_eyes().merge_size
             if sum(p.pixel_values.nbytes for p in self._patches.values()) < self._max_bytes:
@@ -92,9 +98,7 @@ class EmbeddingStore:
             self._units[key] = VisionUnit(key, VisionSpan(t, h // size, w // size))
         return self._units[key]
 
-    def encode(
-        self, units: Iterable[VisionUnit], progress: Callable[[float], bool | None] | None = None
-    ) -> None:
+    def encode(self, units: Iterable[VisionUnit], progress: Watch | None = None) -> None:
         """Make the embeddings of units ready, those that are missing in one go.
 
         Raises:
@@ -135,8 +139,8 @@ class EmbeddingStore:
         while size > self._max_bytes and len(self._embeddings) > 1:
             size -= self._embeddings.popitem(last=False)[1].nbytes
 
-    def _prepare(self, chunk: VisionChunk) -> Patches:
-        return self._need_eyes().prepare(chunk)
+    def _prepare(self, chunk: VisionChunk, progress: Watch | None = None) -> Patches:
+        return self._need_eyes().prepare(chunk, progress)
 
     def _need_eyes(self) -> Eyes:
         if self._eyes is None:

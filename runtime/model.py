@@ -230,12 +230,12 @@ class _Eyes:
     def identity(self) -> str:
         return f"{file_identity(self._encoder.path)} {self._encoder.precision} {self._encoder.device.name}"
 
-    def prepare(self, chunk: VisionChunk) -> Patches:
+    def prepare(self, chunk: VisionChunk, progress: Progress | None = None) -> Patches:
         preprocessor, options = self._encoder.preprocessor, dict(chunk.options)
         if chunk.kind == "video":
             given: dict[str, Any] = {n: v if n.endswith("fps") else int(v) for n, v in options.items()}
-            sampling = VideoOptions(**given)
-            return preprocessor.patchify(load_video(chunk.source, preprocessor, sampling).frames)
+            video = load_video(chunk.source, preprocessor, VideoOptions(**given), progress)
+            return preprocessor.patchify(video.frames)
         if options:
             preprocessor = preprocessor.with_pixels(
                 *(int(options[name]) if name in options else None for name in ("min_pixels", "max_pixels"))

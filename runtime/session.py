@@ -94,7 +94,7 @@ class Session:
         with self._lock:
             self._begin(draft)
             reserve = min(MAX_TOKENS, self.n_ctx // 8)
-            units = self._read(messages, draft, reserve, complete=False, number_images=number_images)
+            units = self._read(messages, draft, reserve, progress, number_images, complete=False)
             self._bring(units, draft, progress, logits=False)
         return draft.prompt_tokens - draft.cached_tokens
 
@@ -127,7 +127,7 @@ class Session:
             grammar: GBNF that the reply must fit.
             schema: JSON schema that the reply must fit.
             number_images: put "Picture 1: " before pictures.
-            progress: called while pictures are encoded and the prompt is read.
+            progress: called while frames are read, pictures encoded, and the prompt prefilled.
 
         Raises:
             InputError: a parameter out of bounds, a schema or grammar that cannot be used.
@@ -187,7 +187,7 @@ class Session:
             with self._lock:
                 turn = self._begin(draft)
                 reserve = min(max_tokens, self.n_ctx // 8)
-                units = self._read(messages, draft, reserve, complete=True, number_images=number_images)
+                units = self._read(messages, draft, reserve, progress, number_images, complete=True)
                 self._bring(units, draft, progress, logits=True)
             text = ReplyText(self._context.model.vocab.decoder(), stops, draft)
             try:
@@ -233,16 +233,23 @@ class Session:
     # -- the prompt
 
     def _read(
-        self, messages: Sequence[Message], draft: Draft, reserve: int, *, complete: bool, number_images: bool
+        self,
+        messages: Sequence[Message],
+        draft: Draft,
+        reserve: int,
+        progress: Progress | None,
+        number_images: bool,
+        *,
+        complete: bool,
     ) -> list[Unit]:
         """The units of a prompt, as many of its last messages as fit."""
+        watch = _watch("frames", draft, progress)
 
         def units_of(some: Sequence[Message]) -> list[Unit]:
-            return self._store.units(
-                self._template.render(
-                    some, complete=complete, number_images=number_images, replies=self._replies.get
-                )
+            chunks = self._template.render(
+                some, complete=complete, number_images=number_images, replies=self._replies.get
             )
+            return self._store.units(chunks, watch)
 
         with draft.clock("encode_seconds"):
             fitted = self._fitter.fit(messages, units_of, reserve)
@@ -285,14 +292,8 @@ class Session:
         if not pictures:
             return
         before = self._store.n_encoded
-
-        def watch(fraction: float) -> bool:
-            if progress is not None:
-                progress("encode", fraction)
-            return not draft.cancel.is_set()
-
         with draft.clock("encode_seconds"):
-            self._store.encode(pictures, watch)
+            self._store.encode(pictures, _watch("encode", draft, progress))
         draft.images_encoded += self._store.n_encoded - before
 
     def _prefill(self, units: Sequence[Unit], draft: Draft, progress: Progress | None, logits: bool) -> None:
@@ -312,3 +313,14 @@ class Session:
             done += len(batch)
             if progress is not None:
                 progress("prefill", done / total)
+
+
+def _watch(stage: str, draft: Draft, progress: Progress | None) -> Callable[[float], bool]:
+    """Reports a stage, and says whether to go on."""
+
+    def watch(fraction: float) -> bool:
+        if progress is not None:
+            progress(stage, fraction)
+        return not draft.cancel.is_set()
+
+    return watch

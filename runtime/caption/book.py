@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
+from qvl.runtime.activity import Activity
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
@@ -91,6 +92,7 @@ class Book:
 
     Attributes:
         tally: grows as the records come.
+        activity: what takes long at this moment.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Book:
     ) -> None:
         self.items, self.results, self.sidecars = items, results, sidecars
         self.stop = stop or Stop()
+        self.activity = Activity()
         self.tally = Tally(total=len(items))
         self._clashes = sidecars.clashes(items) if sidecars is not None else {}
 

@@ -10,19 +10,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.activity import Activity
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prompts import Prompt, Prompts
 from qvl.runtime.errors import ImageError, QvlError
 from qvl.runtime.vision.image import open_image
 from qvl.runtime.vision.preprocess import Preprocessor
-from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.video import VideoFrames, load_video
 
 _CHUNK: Final = 1 << 20
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h
@@ -63,10 +64,15 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Preparer:
-    """What turns an item into frames and a prompt; safe to call from several threads at once."""
+    """What turns an item into frames and a prompt; safe to call from several threads at once.
+
+    Attributes:
+        activity: told how far the frames of videos are read; closed, it stops the reading.
+    """
 
     preprocessor: Preprocessor
     prompts: Prompts
+    activity: Activity = field(default_factory=Activity)
 
     def __call__(self, item: Item) -> Prepared | Rejected:
         """Never raises for a picture's own faults: whatever is wrong with one must not stop the others."""
@@ -83,11 +89,18 @@ class Preparer:
 
     def _frames(self, item: Item) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         if item.kind == "video":
-            video = load_video(item.path, self.preprocessor)
+            video = self._video(item.path)
             return video.frames, (video.source_size[1], video.source_size[0])
         picture = open_image(item.path)
         height, width = picture.shape[:2]
         return self.preprocessor.resize(picture)[None], (width, height)
+
+    def _video(self, path: str) -> VideoFrames:
+        what = f"reading the frames of {Path(path).name}"
+        try:
+            return load_video(path, self.preprocessor, progress=lambda share: self.activity.at(what, share))
+        finally:
+            self.activity.over(what)
 
 
 def content_hash(path: str) -> str:

@@ -71,6 +71,7 @@ class Runner(Book):
     def __init__(self, plan: Plan, captioner: Captioner, results: Results, stop: Stop | None = None) -> None:
         super().__init__(plan.items, results, plan.sidecars, stop)
         self.plan, self.captioner = plan, captioner
+        self.activity = plan.prepare.activity
         self._flying: dict[int, Prepared] = {}
         self._keys = count()
         self._twins: dict[tuple[str, str], list[Prepared]] = {}  # of content and prompt like one in flight
@@ -83,13 +84,17 @@ class Runner(Book):
             Cancelled: told to stop at once.
         """
         n_ahead = self.plan.threads + max(_AHEAD, self.captioner.free)
+        self.activity.closed = False
         with closing(Ahead(self.todo(), self.plan.prepare, self.plan.threads, n_ahead)) as ahead:
-            while not (self.stop.soon or ahead.exhausted) or self.captioner.busy:
-                yield from self.keep(self._feed(ahead))
-                if self.stop.now:
-                    raise Cancelled("stopped at once; what is on disk is whole")
-                if self.captioner.busy:
-                    yield from self.keep(self._finished(self.captioner.step()))
+            try:
+                while not (self.stop.soon or ahead.exhausted) or self.captioner.busy:
+                    yield from self.keep(self._feed(ahead))
+                    if self.stop.now:
+                        raise Cancelled("stopped at once; what is on disk is whole")
+                    if self.captioner.busy:
+                        yield from self.keep(self._finished(self.captioner.step()))
+            finally:
+                self.activity.closed = True  # what is still being read ahead will not be used
         self.finish()
 
     def _feed(self, ahead: Ahead) -> list[Result]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.runtime.activity import Activity
 from qvl.runtime.batch import N_BATCH, BatchCaptioner
 from qvl.runtime.caption.book import Results, Stop
 from qvl.runtime.caption.inputs import Item
@@ -118,7 +119,7 @@ def open_run(
     chosen = choose_parallelism(
         model, options, preprocessor, parallel=parallel, n_ctx=n_ctx, has_videos=has_videos
     )
-    captioner = open_captioner(model, options, chosen, stop)
+    captioner = open_captioner(model, options, chosen, stop, plan.prepare.activity)
     return Runner(plan, captioner, results, stop), captioner
 
 
@@ -144,7 +145,11 @@ def plan_for(
 
 
 def open_captioner(
-    model: Model, options: CaptionOptions, parallelism: Parallelism, stop: Stop
+    model: Model,
+    options: CaptionOptions,
+    parallelism: Parallelism,
+    stop: Stop,
+    activity: Activity | None = None,
 ) -> BatchCaptioner:
     """What captions; the caller closes it.
 
@@ -168,6 +173,7 @@ def open_captioner(
         parallel=parallelism.sequences,
         open_context=lambda n: model.context(n_ctx=parallelism.n_ctx, n_seq_max=n, n_batch=N_BATCH),
         cancelled=lambda: stop.now,
+        activity=activity,
     )
 
 

@@ -29,6 +29,7 @@ from qvl.runtime.vision.qwen2_vl import Encoding, Grid, VisionConfig
 from qvl.runtime.vision.video import VideoOptions, load_video
 
 PACK_PATCHES: Final = 4096
+_READING: Final = 0.1  # of a video's progress
 Progress = Callable[[float], bool | None]
 Precision = Literal["auto", "exact"]
 
@@ -148,13 +149,16 @@ class VisionEncoder:
             video: a file that OpenCV reads, a folder of frames, a sequence of pictures, or uint8
                 [n, h, w, 3].
             options: how to sample it.
+            progress: called with the fraction done, to a tenth after every frame read, then after every
+                layer; returning False stops.
 
         Raises:
             VideoError: the video cannot be read.
             Cancelled: progress asked to stop.
         """
-        frames = load_video(video, self.preprocessor, options)
-        return self.encode_patches([self.preprocessor.patchify(frames.frames)], progress)[0]
+        frames = load_video(video, self.preprocessor, options, _part(progress, 0.0, _READING))
+        patches = self.preprocessor.patchify(frames.frames)
+        return self.encode_patches([patches], _part(progress, _READING, 1.0))[0]
 
     def encode_patches(
         self, inputs: Sequence[Patches], progress: Progress | None = None
@@ -211,6 +215,11 @@ class VisionEncoder:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _part(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """Progress of a part of the work."""
+    return None if progress is None else lambda share: progress(start + share * (end - start))
 
 
 def _n_patches(grid: Grid) -> int:

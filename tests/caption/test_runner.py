@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from support.caption_fakes import FakeCaptioner, runner, said, write_pictures
+from support.caption_fakes import PREPROCESSOR, FakeCaptioner, runner, said, write_pictures
 
+from qvl.runtime.activity import Activity
 from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.prepare import Prepared, Preparer, Rejected
+from qvl.runtime.caption.prompts import Prompts, Template
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.caption.state import Mode
@@ -177,3 +181,26 @@ def test_an_interrupt_finishes_what_is_in_flight_and_two_stop_at_once(tmp_path: 
     assert done < 12
     assert done + len(run(folder, out)) == 12
     assert len({line["path"] for line in lines(out)}) == 12
+
+
+def test_videos_say_how_far_they_are_read(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 4.0, (84, 56))
+    for i in range(16):
+        writer.write(np.full((56, 84, 3), 15 * i, np.uint8))
+    writer.release()
+
+    class Seen(Activity):
+        def at(self, what: str, share: float) -> bool:
+            shares.append((what, share))
+            return super().at(what, share)
+
+    shares: list[tuple[str, float]] = []
+    prepare = Preparer(PREPROCESSOR, Prompts(Template("Describe.")), Seen())
+    assert isinstance(prepare(Item(str(clip))), Prepared)
+    assert {what for what, _ in shares} == {"reading the frames of clip.mp4"}
+    assert [share for _, share in shares] == [*(i / 8 for i in range(1, 9)), 1.0]
+    assert prepare.activity.words() == ""
+    prepare.activity.closed = True
+    assert isinstance(prepare(Item(str(clip))), Rejected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from qvl.cli.caption_run import Report
 from qvl.cli.main import run
 from qvl.cli.output import Output
 from qvl.convert import Converted
+from qvl.runtime.activity import Activity
 from qvl.runtime.caption.book import Tally
 from qvl.runtime.caption.record import Record
 
@@ -203,3 +205,18 @@ def test_without_a_terminal_there_is_a_line_a_minute(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
     assert lines[0] == "16 of 100, 6 a minute, 14 min 00 s left"
+
+
+def test_what_takes_long_is_said() -> None:
+    tally, activity = Tally(total=2), Activity()
+    report = Report(Output(), tally, activity)
+    assert report.label() == "captioning"
+    assert activity.at("reading the frames of a.mp4", 0.25)
+    activity.at("looking", 0.5)
+    assert report.label() == "looking 50%"
+    activity.over("looking")
+    tally.failed = 1
+    assert re.fullmatch(r"1 failed, [\d.e+]+ a minute, reading the frames of a\.mp4 25%", report.label())
+    activity.closed = True
+    assert not activity.at("reading the frames of a.mp4", 1.0)
+    assert activity.words() == ""

@@ -300,6 +300,22 @@ def test_a_folder_of_frames_is_a_video(model: Path, tmp_path: Path) -> None:
     assert usage["images_encoded"] == 1
 
 
+def test_reading_frames_is_shown(chat: Callable[..., Terminal], tmp_path: Path) -> None:
+    noise = np.random.default_rng(2).integers(0, 255, (1500, 2000, 3), np.uint8)
+    first = tmp_path / "00.png"
+    Image.fromarray(noise).save(first, compress_level=1)
+    for i in range(1, 12):
+        (tmp_path / f"{i:02}.png").hardlink_to(first)
+    terminal = chat("-n", "2", "--max-pixels", "3136")
+    terminal.enter(f"/video {tmp_path}")
+    terminal.expect(r"attached")
+    terminal.expect(r">>> $")
+    terminal.enter("What happens?")
+    terminal.expect(r"reading the frames .*\d+%")
+    terminal.expect(r"\n>>> $")
+    assert terminal.leave() == 0
+
+
 def test_a_picture_that_does_not_fit_says_what_would(
     chat: Callable[..., Terminal], large_picture: Path
 ) -> None:

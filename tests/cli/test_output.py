@@ -109,6 +109,26 @@ def test_colour_only_on_a_terminal() -> None:
             assert (b"\x1b[1;31merror:" in terminal._raw) == coloured
 
 
+LABELLED = """
+import time
+from qvl.cli.output import Output
+
+words = ["first"]
+with Output().progress("working", "pictures") as bar:
+    bar(0, 1, lambda: f"at the {words[-1]}")
+    time.sleep(0.4)
+    words.append("second")
+    time.sleep(0.4)
+"""
+
+
+def test_a_label_that_is_a_function_is_asked_again() -> None:
+    with Terminal([sys.executable, "-c", LABELLED]) as terminal:
+        terminal.expect("at the first")
+        terminal.expect("at the second")
+        assert terminal.exit_code() == 0
+
+
 def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--json"]) == 0
     known = json.loads(capsys.readouterr().out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from support.make_golden import GREEDY_TOKENS, fingerprint
 
 from qvl.convert import Converted, convert
 from qvl.runtime import Model, load
-from qvl.runtime.errors import GGUFError, InputError
+from qvl.runtime.errors import Cancelled, GGUFError, InputError
 from qvl.runtime.feed import batches
 from qvl.runtime.find import find_model
 from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.tokens import VisionUnit, n_cells
+from qvl.runtime.vision.video import VideoOptions
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "text.npz")
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
@@ -151,6 +153,29 @@ def test_a_video(model: Model) -> None:
     part = {"type": "video", "video": clip, "min_pixels": 3136}
     reply = model.generate([user(part, text("What happens?"))], max_tokens=3, **GREEDY).result()
     assert reply.usage.image_tokens % 3 == 0 and reply.usage.images_encoded == 1
+
+
+def test_progress_while_frames_are_read_and_encoded(model: Model) -> None:
+    frames = np.stack([np.full((56, 84, 3), 9 * i, np.uint8) for i in range(7)])
+    part = {"type": "video", "video": frames, "min_pixels": 3136}
+    seen: list[tuple[str, float]] = []
+    options = {"max_tokens": 1, "progress": lambda *at: seen.append(at)}
+    model.session().generate([user(part, text("?"))], **options).result()
+    assert [share for stage, share in seen if stage == "frames"] == [
+        pytest.approx(i / 7) for i in range(1, 8)
+    ]
+    stages = [stage for i, (stage, _) in enumerate(seen) if i == 0 or stage != seen[i - 1][0]]
+    assert stages == ["frames", "encode", "prefill"]
+    shares: list[float] = []
+    model.vision.encode_video(frames, VideoOptions(min_pixels=3136), progress=shares.append)
+    assert shares == sorted(shares) and shares[6] == pytest.approx(0.1) and shares[-1] == pytest.approx(1)
+
+
+def test_reading_frames_is_called_off(model: Model) -> None:
+    frames = [np.full((56, 84, 3), i, np.uint8) for i in range(8)]
+    part, cancel = {"type": "video", "video": frames, "min_pixels": 3136}, threading.Event()
+    with pytest.raises(Cancelled, match="reading frames"):
+        model.session().prefill([user(part)], cancel=cancel, progress=lambda *at: cancel.set())
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k_m", "f16"])

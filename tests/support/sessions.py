@@ -31,7 +31,7 @@ class FakeEyes:
         self.prepared = 0
         self.pause = 0.0
 
-    def prepare(self, chunk: VisionChunk) -> Patches:
+    def prepare(self, chunk: VisionChunk, progress: Any = None) -> Patches:
         self.prepared += 1
         if isinstance(chunk.source, str):
             raise ImageError(f"{chunk.source}: cannot be read")
