@@ -18,6 +18,7 @@ from qvl.cli.options import SamplingOptions
 from qvl.cli.sessions import Saved
 from qvl.runtime.errors import InputError, QvlError
 from qvl.runtime.grounding import Box, Event, GroundingParser
+from qvl.runtime.pictures import picture_of
 
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
@@ -36,7 +37,8 @@ class Conversation:
         pending: what goes into the next message, before its text.
         reply: the last reply, or None.
         on_drop: called with a number of messages when the context is full and the oldest are left out.
-        boxes: what the last reply points at.
+        shown: the last reply as readable text.
+        boxes: what it points at, each in one of `pictures`.
         problems: what was wrong with its boxes, in words.
     """
 
@@ -49,6 +51,7 @@ class Conversation:
     number_images: bool = False
     reply: Reply | None = None
     on_drop: Callable[[int], None] | None = None
+    shown: str = ""
     boxes: list[Box] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -56,6 +59,7 @@ class Conversation:
         self._session: Session = self.model.session()
         self._session.on_drop = self.on_drop
         self._eager = Background()
+        self._n_dropped = 0
 
     @property
     def n_ctx(self) -> int:
@@ -93,7 +97,7 @@ class Conversation:
 
     def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
         self._forget_reply()
-        parser = GroundingParser(self.picture_size())
+        parser = GroundingParser(choose=self._where)
         stream = self._session.generate(
             self._prompt(),
             schema=self.schema,
@@ -104,10 +108,13 @@ class Conversation:
         try:
             for piece in stream:
                 pieces.append(piece.text)
+                self._n_dropped = stream.dropped_messages
                 yield from self._shown(parser.feed(piece.text))
         except (KeyboardInterrupt, GeneratorExit):
             stream.cancel()
             self.reply = stream.result()
+            for _ in self._shown(parser.finish()):
+                pass
             raise
         self.reply = stream.result()
         yield from self._shown(parser.finish())
@@ -119,20 +126,31 @@ class Conversation:
             if event.problem is not None:
                 self.problems.append(event.problem)
             if event.text:
+                self.shown += event.text
                 yield event.text
 
-    def picture(self) -> Path | None:
-        """The picture that boxes are in: the last one of the last message that has any."""
-        for message in reversed(self.messages):
-            _, media = _split(message["content"])
-            if pictures := [a.path for a in media if a.kind == "image"]:
-                return pictures[-1]
-        return None
+    @property
+    def pictures(self) -> list[Path]:
+        """The pictures that the model sees, as they are numbered from 1."""
+        media = [a for m in self.messages[self._n_dropped :] for a in _split(m["content"])[1]]
+        return [a.path for a in media if a.kind == "image"]
 
-    def picture_size(self) -> tuple[int, int] | None:
-        """Width and height in pixels of that picture as it is shown, or None."""
-        path = self.picture()
-        return None if path is None else size_of(path)
+    def _where(self, reply: str) -> tuple[int, tuple[int, int]] | None:
+        """The picture that a box is in which follows on this much of the reply: its number and size."""
+        pictures = self.pictures
+        if not pictures:
+            return None
+        question = next(m for m in reversed(self.messages) if m["role"] == "user")
+        number = picture_of(reply, _split(question["content"])[0], [path.name for path in pictures])
+        return number, size_of(pictures[number - 1])
+
+    def boxes_by_picture(self) -> dict[int, list[Box]]:
+        """The boxes of the last reply that are in a picture, by its number."""
+        found: dict[int, list[Box]] = {}
+        for box in self.boxes:
+            if box.picture is not None:
+                found.setdefault(box.picture, []).append(box)
+        return found
 
     def _prompt(self) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -169,7 +187,8 @@ class Conversation:
         self._forget_reply()
 
     def _forget_reply(self) -> None:
-        self.reply, self.boxes, self.problems = None, [], []
+        self.reply, self.shown, self.boxes, self.problems = None, "", [], []
+        self._n_dropped = 0
 
     def undo(self) -> tuple[str, list[Attachment]]:
         """Take back the last question with its reply; returns what was asked, and about what.

@@ -124,6 +124,11 @@ class Repl:
             self.out.json(reply_json(self.conversation))
         else:
             self.out.line()
+        if boxed := self.conversation.boxes_by_picture():
+            pictures = self.conversation.pictures
+            if len(pictures) > 1:
+                names = ", ".join(f"picture {n} ({pictures[n - 1].name})" for n in boxed)
+                self.out.dim(f'(boxes in {names}; a question can name another: "in picture 1")')
         for problem in self.conversation.problems:
             self.out.warn(problem)
         if self.out.verbose:
@@ -136,7 +141,7 @@ class Repl:
     def _stage(self, stage: str, share: float) -> str:
         """What the model is at, in words."""
         if stage != "encode":
-            return "reading"
+            return "reading the frames" if stage == "frames" else "reading"
         n_layer = self.conversation.model.vision.config.n_layer
         return f"looking, layer {min(n_layer, round(share * n_layer) + 1)} of {n_layer}"
 
@@ -149,25 +154,31 @@ class Repl:
             self.out.note(saved.messages[-1]["content"])
 
     def draw(self, path: Path | None) -> None:
-        """Draw the boxes of the last reply onto its picture; without a path, beside it.
+        """Draw the boxes of the last reply onto their picture; without a path, into the working folder.
+
+        Boxes in several pictures make several files, numbered as the pictures are.
 
         Raises:
             InputError: there are no boxes, or no picture. OutputError: it cannot be written there.
         """
         from qvl.runtime.drawing import draw
 
-        picture = self.conversation.picture()
-        if not self.conversation.boxes or picture is None:
+        boxed = self.conversation.boxes_by_picture()
+        if not boxed:
             raise InputError(
                 "the last reply has no boxes to draw",
                 hint='ask for them: "Find the cat." or "Where is the red circle?"',
             )
-        path = path or Path(f"{picture.stem}-boxes.png")
-        try:
-            draw(picture, self.conversation.boxes).save(path)
-        except (OSError, ValueError) as e:  # ValueError: a suffix that names no format
-            raise OutputError(f"{path}: cannot be written: {e}", hint="name a .png or .jpg file") from e
-        self.out.dim(f"drawn into {path}")
+        for number, boxes in boxed.items():
+            picture = self.conversation.pictures[number - 1]
+            target = path or Path(f"{picture.stem}-boxes.png")
+            if len(boxed) > 1:
+                target = target.with_stem(f"{target.stem}-{number}")
+            try:
+                draw(picture, boxes).save(target)
+            except (OSError, ValueError) as e:  # ValueError: a suffix that names no format
+                raise OutputError(f"{target}: cannot be written: {e}", hint="name a .png or .jpg file") from e
+            self.out.dim(f"drawn into {target}")
 
     def show_stats(self) -> None:
         """Say what the last reply cost."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvl.cli.conversation import size_of
 from qvl.cli.output import human_seconds
-from qvl.runtime.grounding import SCALE, parse_grounding
+from qvl.runtime.grounding import SCALE, Box
 
 if TYPE_CHECKING:
     from qvl.cli.conversation import Conversation
@@ -16,18 +19,25 @@ def reply_json(conversation: Conversation) -> dict[str, Any]:
     """The last reply as `--json` prints it: text, finish reason, usage, timings in seconds."""
     reply = conversation.reply
     assert reply is not None
-    size = conversation.picture_size() or (SCALE, SCALE)
     grounded = bool(conversation.boxes or conversation.problems)
     return {
-        "text": parse_grounding(reply.text, size).text if grounded else reply.text,
+        "text": conversation.shown,
         "finish_reason": reply.finish_reason,
         "model": str(conversation.model.path),
         "usage": asdict(reply.usage),
-        "boxes": [box.json(*size) for box in conversation.boxes],
+        "boxes": [_box_json(box, conversation.pictures) for box in conversation.boxes],
         **({"raw": reply.text} if grounded else {}),
         **({"problems": conversation.problems} if conversation.problems else {}),
         "timings": {name: round(value, 4) for name, value in asdict(reply.timings).items()},
     }
+
+
+def _box_json(box: Box, pictures: Sequence[Path]) -> dict[str, Any]:
+    """A box in pixels, with the picture that it is in; in thousandths if there is none."""
+    if box.picture is None:
+        return box.json(SCALE, SCALE)
+    path = pictures[box.picture - 1]
+    return {**box.json(*size_of(path)), "picture": box.picture, "image": str(path)}
 
 
 def stats_text(conversation: Conversation) -> str:

@@ -13,9 +13,13 @@ reported as a problem; no text raises.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+Size: TypeAlias = tuple[int, int]
+Choose: TypeAlias = Callable[[str], tuple[int, Size] | None]
+"""Given the readable reply up to a box: number and size of the picture that the box is in, if any."""
 
 SCALE = 1000
 """Coordinates run from 0 to below this, over the width and over the height."""
@@ -41,10 +45,12 @@ class Box:
         label: what is there, as the model named it; empty if it did not.
         points: (x, y) in thousandths of the width and height: the top left and the bottom right corner of a
             box, or the four corners of a quad in the model's order.
+        picture: number of the picture that it is in, where there are several; see `runtime.pictures`.
     """
 
     label: str
     points: tuple[tuple[float, float], ...]
+    picture: int | None = None
 
     @property
     def shape(self) -> Literal["box", "quad"]:
@@ -93,14 +99,15 @@ class GroundingParser:
     Args:
         size: (width, height) in pixels of the picture that the boxes are in, as it is shown; then their
             text is in pixels. None leaves thousandths.
+        choose: for several pictures; see `Choose`.
     """
 
-    def __init__(self, size: tuple[int, int] | None = None) -> None:
-        self._size = size or (SCALE, SCALE)
+    def __init__(self, size: Size | None = None, choose: Choose | None = None) -> None:
+        self._size, self._choose = size or (SCALE, SCALE), choose
+        self._shown = ""
         self._held = ""  # not yet understood
         self._within = ""  # the start tag of what `_held` is in: of a label, a box, a quad, or none
         self._label = ""
-        self._last = ""  # the last character shown
 
     def feed(self, text: str) -> list[Event]:
         """What a piece of the reply completes."""
@@ -155,7 +162,7 @@ class GroundingParser:
     def _text(self, text: str) -> Event:
         if self._within == _LABEL:
             self._label += text
-        self._last = text[-1]
+        self._shown += text
         return Event(text)
 
     def _enter(self, tag: str) -> Iterator[Event]:
@@ -182,8 +189,10 @@ class GroundingParser:
         if len({x for x, _ in inside}) == 1 or len({y for _, y in inside}) == 1:
             return self._fault(content, "has no area")
         self._within = ""
-        box = Box(" ".join(self._label.split()), inside)
-        corners = box.pixels(*self._size)
+        chosen = self._choose(self._shown) if self._choose else None
+        picture, size = chosen or (None, self._size)
+        box = Box(" ".join(self._label.split()), inside, picture)
+        corners = box.pixels(*size)
         if box.shape == "box":
             text = f"[{', '.join(str(value) for point in corners for value in point)}]"
         else:
@@ -197,8 +206,8 @@ class GroundingParser:
         return Event(self._spaced(content) if content else "", problem=problem)
 
     def _spaced(self, text: str) -> str:
-        gap = " " if self._last and not self._last.isspace() else ""
-        self._last = text[-1]
+        gap = " " if self._shown and not self._shown[-1].isspace() else ""
+        self._shown += gap + text
         return gap + text
 
 

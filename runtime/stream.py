@@ -13,7 +13,7 @@ from qvl.runtime.errors import Cancelled, QvlError
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 Progress: TypeAlias = Callable[[str, float], None]
-"""Called with a stage ("encode" or "prefill") and the fraction of it that is done."""
+"""Called with a stage ("frames" of a video read, "encode", "prefill") and the fraction of it that is done."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,11 @@ class Stream(Iterator[Piece]):
             self._reply = self._draft.reply("cancelled")
             raise
         raise StopIteration
+
+    @property
+    def dropped_messages(self) -> int:
+        """How many of the oldest messages are not read; known once there is a piece."""
+        return self._draft.dropped_messages
 
     def cancel(self) -> None:
         """End the reply here; any thread may call it. A finished reply stays as it is."""

@@ -51,6 +51,7 @@ class RoteSession:
 class RoteStream:
     pieces: list[str]
     interrupt_after: int | None
+    dropped_messages: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         for i, text in enumerate(self.pieces):
@@ -278,13 +279,42 @@ def test_boxes_are_shown_kept_and_drawn(
     assert capsys.readouterr().out == "It is the bike [20, 20, 100, 90] here\n"
     assert repl.conversation.messages[-1]["content"] == f"It is {BOX} here"
     said = reply_json(repl.conversation)
-    assert said["boxes"] == [{"label": "the bike", "box": [20, 20, 100, 90]}]
+    where = {"picture": 1, "image": str(picture)}
+    assert said["boxes"] == [{"label": "the bike", "box": [20, 20, 100, 90], **where}]
     assert said["text"] == "It is the bike [20, 20, 100, 90] here"
     repl.handle(f"/draw {tmp_path}/out.png")
     drawn = np.asarray(Image.open(tmp_path / "out.png"))
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 2
     with pytest.raises(OutputError, match=r"out\.nonsense"):
         repl.handle(f"/draw {tmp_path}/out.nonsense")
+
+
+def test_boxes_go_to_the_picture_that_is_named(
+    repl: Repl, session: RoteSession, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "b.png"
+    Image.new("RGB", (100, 200), "white").save(other)
+    on_a, on_b = [20, 20, 100, 90], [10, 40, 50, 180]
+
+    def boxes(answer: str, message: str) -> list[tuple[list[int], int, str]]:
+        session.answer = answer
+        repl.handle(message)
+        said = reply_json(repl.conversation)["boxes"]
+        return [(box["box"], box["picture"], Path(box["image"]).name) for box in said]
+
+    assert boxes(BOX, f"{picture} {other} where is it?") == [(on_b, 2, "b.png")]
+    out, err = capsys.readouterr()
+    assert out == f"the bike {on_b}\n" and "boxes in picture 2 (b.png)" in err
+    assert boxes(BOX, "And in the first picture?") == [(on_a, 1, "a.png")]
+    assert boxes(f"Picture 2: {BOX} Picture 1: {BOX}", "And in picture 1?") == [
+        (on_b, 2, "b.png"),
+        (on_a, 1, "a.png"),
+    ]
+    repl.handle(f"/draw {tmp_path}/out.png")
+    assert Image.open(tmp_path / "out-2.png").size[0] * 2 == Image.open(tmp_path / "out-2.png").size[1]
+    drawn = Image.open(tmp_path / "out-1.png")
+    assert drawn.width == 2 * drawn.height and not (tmp_path / "out.png").exists()
+    assert boxes(BOX, "Find it in b.png") == [(on_b, 2, "b.png")]
 
 
 def test_a_malformed_box_is_reported(
