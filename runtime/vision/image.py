@@ -50,6 +50,9 @@ _KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, magic, what the file i
     (0, b"\x1f\x8b", "gzip data"),
     (0, b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (0, b"<svg", "an SVG drawing"),
+    (0, b"<!DOCTYPE html", "a web page"),
+    (0, b"<!doctype html", "a web page"),
+    (0, b"<html", "a web page"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (4, b"ftypheic", "a HEIC picture"),
     (4, b"ftypheix", "a HEIC picture"),
@@ -69,6 +72,8 @@ _HINTS = {  # for what is no picture, or none that this Pillow reads
     "an MP4 or QuickTime video": "pass it as a video: --video FILE",
     "a Matroska or WebM video": "pass it as a video: --video FILE",
     "a Git LFS pointer, not the file itself": "run `git lfs pull`",
+    "a web page": "what was downloaded is a page, or an error: save the picture itself",
+    "an empty file": "it may not have been written or fetched to its end: save or fetch it anew",
 }
 
 _EXPECTED = "a picture (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, …)"
@@ -191,10 +196,14 @@ def file_kind(head: bytes) -> str:
 def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     """Say what a file is that no decoder took."""
     file.seek(0)
-    kind = file_kind(file.read(512))
+    head = file.read(512)
+    kind = file_kind(head)
     if kind in ("a PNG picture", "a JPEG picture", "a GIF picture"):
         return ImageError(f"{name}: {kind} that is damaged or cut short", hint="fetch or save it anew")
-    hint = _HINTS.get(kind, "check the path")
+    hint = _HINTS.get(kind, "its content is no picture, whatever its name says: name the picture itself")
+    if kind == "text":
+        line = head.decode("utf-8", "replace").strip().partition("\n")[0].strip()
+        kind = f"text that begins {line[:40]!r}" if line else "blank text"
     return ImageError(f"{name}: expected {_EXPECTED}, found {kind}", hint=hint)
 
 

@@ -275,14 +275,16 @@ def test_missing_file_folder_and_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "found", "hint"),
     [
-        (b"", "empty", None),
-        (b"Dear diary,\nthis is no picture.\n", "text", None),
+        (b"", "empty", "anew"),
+        (b"Dear diary,\nthis is no picture.\n", "text that begins 'Dear diary,'", "whatever its name"),
+        (b"\n \n", "blank text", "whatever its name"),
+        (b"<!DOCTYPE html>\n<title>404</title>", "a web page", "save the picture itself"),
         (b"%PDF-1.7\n...", "PDF", "PNG"),
         (b"GGUF\x03\x00\x00\x00", "GGUF", None),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "HEIC", "qvl[heif]"),
         (b"\x00\x00\x00\x18ftypisom\x00\x00\x00\x00", "video", "--video"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS", "git lfs pull"),
-        (bytes(range(256)), "begins with", None),
+        (bytes(range(256)), "begins with", "whatever its name"),
     ],
 )
 def test_other_files(tmp_path: Path, content: bytes, found: str, hint: str | None) -> None:
