@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime import load
+from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.model import Model
 
 QUESTIONS = ("What is in this picture?", "And what colour is it?")
@@ -74,7 +75,7 @@ def ours(model: Model) -> Answer:
     return answer
 
 
-def theirs(text: Path, mmproj: Path, threads: int | None) -> Answer:
+def theirs(text: Path, mmproj: Path, threads: int) -> Answer:
     """llama-cpp-python's high-level API, as its documentation shows it."""
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import Qwen25VLChatHandler
@@ -136,6 +137,7 @@ def attached(model: Model, image: bytes, ahead: float) -> float:
 def measure(text: Path, mmproj: Path, size: int, runs: int, threads: int | None) -> dict[str, list[float]]:
     """Seconds of every run, by what was measured."""
     waits: dict[str, list[float]] = defaultdict(list)
+    threads = threads or default_threads()  # llama-cpp-python would take half of them
     peer = theirs(text, mmproj, threads)
     with load(text, mmproj, threads=threads) as model:
         for run in range(runs):
@@ -155,7 +157,8 @@ def measure(text: Path, mmproj: Path, size: int, runs: int, threads: int | None)
                 waits[f"attached {ahead:.0f} s before"].append(
                     attached(model, picture(size, image_seed), ahead)
                 )
-            print(f"run {run + 1} of {runs}", file=sys.stderr)
+            seconds = ", ".join(f"{name} {values[-1]:.2f}" for name, values in waits.items())
+            print(f"run {run + 1} of {runs}: {seconds}", file=sys.stderr, flush=True)
     return waits
 
 
