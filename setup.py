@@ -2,14 +2,24 @@
 
 from setuptools import Extension, setup
 
+FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-fno-math-errno"]
+
 setup(
     ext_modules=[
         Extension(
             "qvl.runtime.native._kernels",
             sources=["runtime/native/attention.c", "runtime/native/linear.c"],
             depends=["runtime/native/simd.h", "runtime/native/ggml_abi.h"],
-            extra_compile_args=["-O3", "-std=c11", "-fvisibility=hidden", "-fno-math-errno"],
+            extra_compile_args=FLAGS,
             optional=True,
-        )
+        ),
+        Extension(
+            "qvl.convert.native._kquants",
+            sources=["convert/native/kquants.c"],
+            depends=[f"convert/native/{name}.h" for name in ("lanes", "search", "pack")],
+            # no fused multiply-add: the last bit is to be libggml's
+            extra_compile_args=[*FLAGS, "-ffp-contract=off"],
+            optional=True,
+        ),
     ]
 )

@@ -1,9 +1,9 @@
 """Rows of a checkpoint into rows of a GGUF file, on all cores and in little memory.
 
 A tensor is cut into chunks of whole rows. A worker takes a chunk from the mapped shard to float32
-(libggml's converters), quantizes it (`ggml_quantize_chunk`) and writes it where it belongs. ctypes lets
-go of the interpreter's lock for both calls, so threads are enough. Pages that were read are dropped from
-this process as the work goes on.
+(libggml's converters), quantizes it (`ggml_quantize_chunk`, or our own K-quants: the same bytes, sooner) and
+writes it where it belongs. ctypes lets go of the interpreter's lock for these calls, so threads are enough.
+Pages that were read are dropped from this process as the work goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qvl.convert.checkpoint import Checkpoint, TensorEntry
+from qvl.convert.native import kquants
 from qvl.convert.recipe import FLOATS, Planned
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
@@ -184,6 +185,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.lib = ggml.lib()
+        self.fast = kquants()
         self.local = threading.local()
 
     def __call__(self, chunk: _Chunk) -> Odd:
@@ -224,6 +226,9 @@ class _Worker:
     ) -> memoryview:
         n_rows, n_per_row = values.shape
         data = self.buffer("data", n_rows * ggml.row_size(kind, n_per_row))
+        if self.fast is not None and kind in self.fast.types:
+            self.fast.quantize(kind, values, data, importance)
+            return data.data
         weights = None if importance is None else importance.ctypes.data
         self.lib.ggml_quantize_chunk(
             int(kind), values.ctypes.data, data.ctypes.data, 0, n_rows, n_per_row, weights
