@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from support.ports import free_port, wait_for_port
 
 from qvl.convert import Converted, convert
 from qvl.runtime.ggml import library as ggml
+
+NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +42,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_shape: Shape)
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Converted:
     """`tiny_checkpoint` as float32 GGUF files; do not change them."""
     return convert(tiny_checkpoint, tmp_path_factory.mktemp("gguf"), "f32", "f32")
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Converted]:
+    """The trained checkpoint as GGUF files of a text and a vision type, made once; do not change them."""
+
+    @cache
+    def made(text_type: str, vision_type: str) -> Converted:
+        folder = tmp_path_factory.mktemp(f"nano-{text_type}-{vision_type}")
+        return convert(NANO, folder, text_type, vision_type)
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qvl.convert import Converted, convert
+from qvl.convert import Converted
 from qvl.models.nano.train.evaluate import MAKERS, SEED, Item, items
 from qvl.models.nano.train.through_qvl import content
 from qvl.models.nano.train.vision_input import smart_resize
@@ -23,6 +23,8 @@ CHECKPOINT = Path(__file__).resolve().parents[2] / "models" / "nano"
 EACH = 20  # questions of each of the ten tasks
 MAX_TOKENS = 64
 FLOAT_NOISE = 1e-4  # logits closer than this may change places with the order of a sum
+
+Nano = Callable[[str, str], Converted]
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,10 @@ def expected() -> list[Expected]:
     return out
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    return convert(CHECKPOINT, tmp_path_factory.mktemp("nano"), "f32", "f32")
-
-
-def partings(converted: Converted, expected: list[Expected], **options: Any) -> list[tuple[float, str]]:
+def partings(made: Converted, expected: list[Expected], **options: Any) -> list[tuple[float, str]]:
     """Replies that are not transformers': how near the tie was where they part, and what `qvl` says."""
     out = []
-    with load(converted.text, converted.mmproj, device="cpu", n_ctx=1024, **options) as model:
+    with load(made.text, made.mmproj, device="cpu", n_ctx=1024, **options) as model:
         for e in expected:
             reply = model.generate(e.messages, max_tokens=MAX_TOKENS, temperature=0).result()
             theirs = [token for token in e.tokens if token not in model.text.vocab.end_tokens]
@@ -81,17 +78,17 @@ def partings(converted: Converted, expected: list[Expected], **options: Any) -> 
     return out
 
 
-def test_float32_says_what_transformers_says(converted: Converted, expected: list[Expected]) -> None:
+def test_float32_says_what_transformers_says(nano: Nano, expected: list[Expected]) -> None:
     """200 of 200, but for true ties, of which a warning tells."""
-    found = partings(converted, expected, kv_type="f32", precision="exact")
+    found = partings(nano("f32", "f32"), expected, kv_type="f32", precision="exact")
     for ahead, said in found:
         if ahead < FLOAT_NOISE:
             warnings.warn(f"parted at a tie: {said}", stacklevel=1)
     assert [said for ahead, said in found if ahead >= FLOAT_NOISE] == []
 
 
-def test_the_usual_precision_parts_at_near_ties_only(converted: Converted, expected: list[Expected]) -> None:
+def test_the_usual_precision_parts_at_near_ties_only(nano: Nano, expected: list[Expected]) -> None:
     """As users run it: a KV cache in float16, and the encoder as fast as it can."""
-    found = partings(converted, expected)
+    found = partings(nano("f32", "f32"), expected)
     assert len(found) <= 2, found
     assert all(ahead < 0.01 for ahead, _ in found), found

@@ -15,19 +15,12 @@ from qvl.models.nano.train.answer import SINK
 from qvl.models.nano.train.draw import coverage, draw_scene
 from qvl.models.nano.train.lexicon import KINDS, PLACES
 from qvl.models.nano.train.sequences import sample_clip, sample_pair
-from qvl.models.nano.train.vision_input import (
-    MAX_PIXELS,
-    MIN_PIXELS,
-    Things,
-    patches,
-    resized,
-    smart_resize,
-    targets,
-)
+from qvl.models.nano.train.vision_input import MEAN, STD, Things, patches, resized, smart_resize, targets
 from qvl.models.nano.train.world import RGB, Scene, Shape, sample_scene
-from qvl.runtime.vision.preprocess import smart_resize as runtime_smart_resize
+from qvl.runtime.vision.preprocess import Preprocessor
 
-SAMPLES = Path(__file__).resolve().parents[2] / "models" / "samples"
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
+SAMPLES = NANO.parent / "samples"
 
 
 def scenes(count: int, shapes: int) -> list[Scene]:
@@ -146,10 +139,19 @@ def test_a_clip_moves_the_way_it_says() -> None:
 
 
 def test_preprocessing_is_the_runtimes() -> None:
+    """The patches trained on, normalised and doubled, are what the runtime makes of a picture."""
+    config = json.loads((NANO / "preprocessor_config.json").read_text())
+    runtime = Preprocessor(min_pixels=config["min_pixels"], max_pixels=config["max_pixels"])
     rng = np.random.default_rng(2)
-    for h, w in rng.integers(56, 337, (200, 2)).tolist():
-        theirs = runtime_smart_resize(h, w, factor=28, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-        assert smart_resize(h, w) == tuple(theirs)
+    for h, w in rng.integers(56, 337, (40, 2)).tolist():
+        pixels = rng.integers(0, 256, (h, w, 3), np.uint8)
+        theirs = runtime.image(pixels)
+        assert smart_resize(h, w) == tuple(14 * n for n in theirs.grid_thw[1:])
+        ours = patches(resized(pixels)).reshape(-1, 3, 1, 196) / 255
+        ours = (ours - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+        np.testing.assert_allclose(
+            theirs.pixel_values.reshape(-1, 3, 2, 196), np.repeat(ours, 2, axis=2), atol=1e-5
+        )
 
 
 def test_patches_are_in_merge_order() -> None:
