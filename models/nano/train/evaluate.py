@@ -127,12 +127,17 @@ def score(item: Item, replies: list[str]) -> dict[str, float]:
     return {"iou": iou(boxes[0], boxes[1]), "formed": 1.0}
 
 
+def row(answer: Any, task: str, count: int, seed: int = SEED) -> dict[str, float]:
+    """Mean measures of a task; `answer` takes an item and returns its replies."""
+    rows = [score(item, answer(item)) for item in items(task, count, seed)]
+    return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+
+
 def table(answer: Any, count: int, tasks: list[str], seed: int) -> dict[str, dict[str, float]]:
-    """Mean measures for each task; `answer` takes an item and returns its replies."""
+    """`row` of each task."""
     out: dict[str, dict[str, float]] = {}
     for task in tasks:
-        rows = [score(item, answer(item)) for item in items(task, count, seed)]
-        out[task] = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+        out[task] = row(answer, task, count, seed)
         print(f"{task:14}" + "  ".join(f"{k} {v:.3f}" for k, v in out[task].items()), flush=True)
     return out
 

@@ -20,10 +20,10 @@ def content(item: Item, question: str) -> list[dict[str, Any]]:
 class Answerer:
     """A context manager; called with an item, it holds the whole conversation and returns every reply."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, threads: int | None = None) -> None:
         from qvl.runtime import load
 
-        self.model = load(model)
+        self.model = load(model, device="cpu", n_ctx=1024, threads=threads)
 
     def __enter__(self) -> Self:
         return self
