@@ -138,16 +138,18 @@ def count_some(rng: np.random.Generator, scene: Scene) -> Answer | None:
     """By colour, kind or both. The answer is drawn first, so that no number is the usual one."""
     by_answer: dict[int, list[tuple[str, list[int]]]] = {}
 
-    def add(what: str, fits: Callable[[Shape], bool]) -> None:
-        found = [k for k, s in enumerate(scene.shapes) if fits(s)]
+    def add(what: str, colour: str | None = None, kind: str | None = None) -> None:
+        found = [
+            k for k, s in enumerate(scene.shapes) if colour in (None, s.colour) and kind in (None, s.kind)
+        ]
         by_answer.setdefault(len(found), []).append((what, found))
 
     for colour in COLOURS:
-        add(f"{colour} shapes", lambda s, c=colour: s.colour == c)
+        add(f"{colour} shapes", colour=colour)
     for kind in KINDS:
-        add(plural(kind), lambda s, k=kind: s.kind == k)
+        add(plural(kind), kind=kind)
     for s in scene.shapes:
-        add(f"{s.colour} {plural(s.kind)}", lambda o, s=s: (o.kind, o.colour) == (s.kind, s.colour))
+        add(f"{s.colour} {plural(s.kind)}", s.colour, s.kind)
     values = sorted(by_answer)
     weights = np.array([{0: 0.5, 1: 0.6}.get(v, 1.0 + 0.2 * v) for v in values])
     value = values[int(rng.choice(len(values), p=weights / weights.sum()))]
