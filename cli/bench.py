@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qvl.runtime.measure.speed import Size, Speed, Timing
     from qvl.runtime.model import Model
 
+_N_CTX: Final = 4096
+
 Sizes = Annotated[
     str,
     typer.Option("--sizes", metavar="N,WxH,…", help="Pictures to look at; the first is asked about too."),
@@ -29,20 +31,14 @@ Read = Annotated[int, typer.Option("--read", metavar="N", min=1, help="Tokens of
 Write = Annotated[int, typer.Option("--write", metavar="N", min=1, help="Tokens of a reply.")]
 
 
+@options.grouped
 def bench(
+    *,
     sizes: Sizes = "224,448,896",
     read: Read = 512,
     write: Write = 128,
     repeat: Repeat = 3,
-    model: options.Model = None,
-    mmproj: options.Mmproj = None,
-    device: options.Device = "auto",
-    n_gpu_layers: options.GpuLayers = None,
-    threads: options.Threads = None,
-    min_pixels: options.MinPixels = None,
-    max_pixels: options.MaxPixels = None,
-    kv_type: options.KvType = None,
-    precision: options.Precision = "auto",
+    model: options.ModelOptions,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -59,11 +55,8 @@ def bench(
     from qvl.runtime.measure.speed import measure
 
     out = Output(quiet, verbose)
-    model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, 4096, threads, min_pixels, max_pixels, kv_type, precision
-    )
     start = time.perf_counter()
-    with open_model(model_options, out) as loaded:
+    with open_model(replace(model, n_ctx=model.n_ctx or _N_CTX), out) as loaded:
         load_seconds = time.perf_counter() - start
         with out.progress("measuring", "steps") as bar:
             speed = measure(

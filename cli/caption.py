@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -82,14 +83,26 @@ Actors = Annotated[
     int | None,
     typer.Option("--actors", metavar="N", min=1, help="Models on the cluster. Default: GPUs, else machines."),
 ]
-CtxSize = Annotated[
-    int | None,
-    typer.Option("-c", "--ctx-size", metavar="N", min=64, help="Tokens of the context all share."),
-]
 
 
+@dataclass(frozen=True)
+class ModelOptions(options.ModelOptions):
+    """As of `qvl chat`, but for the context: all pictures that are under way share one."""
+
+    n_ctx: Annotated[int | None, options.ctx_size(help="Tokens of the context all share.")] = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions(options.SamplingOptions):
+    """As of `qvl chat`, but for the length of a caption."""
+
+    max_tokens: options.MaxTokens = 256
+
+
+@options.grouped
 def caption(
     paths: Paths,
+    *,
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     vars_: Vars = None,
@@ -111,24 +124,9 @@ def caption(
     parallel: Parallel = "auto",
     ray: Ray = False,
     actors: Actors = None,
-    model: options.Model = None,
-    mmproj: options.Mmproj = None,
-    device: options.Device = "auto",
-    n_gpu_layers: options.GpuLayers = None,
-    ctx_size: CtxSize = None,
-    threads: options.Threads = None,
-    min_pixels: options.MinPixels = None,
-    max_pixels: options.MaxPixels = None,
+    model: ModelOptions,
     image_detail: options.ImageDetail = None,
-    kv_type: options.KvType = None,
-    precision: options.Precision = "auto",
-    max_tokens: options.MaxTokens = 256,
-    temp: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repeat_penalty: options.RepeatPenalty = None,
-    seed: options.Seed = None,
+    sampling: SamplingOptions,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -147,7 +145,6 @@ def caption(
     found = find_inputs(paths)
     for note in found.notes:
         out.warn(note)
-    sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty)
     chosen = CaptionOptions(
         prompt=_prompt(prompt, prompt_file),
         variables=vars_,
@@ -158,11 +155,11 @@ def caption(
         start_with=start_with,
         schema=schema,
         samples=samples,
-        max_tokens=max_tokens,
-        sampling={name: value for name, value in sampling.kwargs().items() if name != "max_tokens"},
-        seed=seed or 0,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
+        max_tokens=sampling.max_tokens,
+        sampling={n: v for n, v in sampling.kwargs().items() if n not in ("max_tokens", "seed")},
+        seed=sampling.seed or 0,
+        min_pixels=model.min_pixels,
+        max_pixels=model.max_pixels,
         image_detail=image_detail,
     )
     destination = Destination(
@@ -172,11 +169,9 @@ def caption(
         _mode(overwrite=overwrite, append=append, prepend=prepend, retry_errors=retry_errors),
         accept_changes,
     )
-    model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, 8192, threads, kv_type=kv_type, precision=precision
-    )
-    run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), ctx_size)
-    return run.on_ray(model_options, address, actors) if ray else run.here(model_options)
+    run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), model.n_ctx)
+    loading = replace(model, n_ctx=None, min_pixels=None, max_pixels=None)  # the run sees to these
+    return run.on_ray(loading, address, actors) if ray else run.here(loading)
 
 
 def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[list[str], str | None]:

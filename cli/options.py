@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import partial
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -31,9 +33,8 @@ GpuLayers = Annotated[
     int | None,
     typer.Option("-ngl", "--n-gpu-layers", metavar="N", help="Layers on the device. Default: all."),
 ]
-CtxSize = Annotated[
-    int, typer.Option("-c", "--ctx-size", metavar="N", min=64, help="Tokens the context holds.")
-]
+ctx_size = partial(typer.Option, "-c", "--ctx-size", metavar="N", min=64)
+CtxSize = Annotated[int, ctx_size(help="Tokens the context holds.")]
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", metavar="N", min=1, help="Default: one for each core.")
 ]
@@ -91,16 +92,16 @@ Verbose = Annotated[bool, flag("-v", "--verbose", help="Timings, and llama.cpp's
 class ModelOptions:
     """What `load` is called with; None leaves its default."""
 
-    path: str | None = None
-    mmproj: Path | None = None
-    device: str = "auto"
-    n_gpu_layers: int | None = None
-    n_ctx: int = 8192
-    threads: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    kv_type: str | None = None
-    precision: Literal["auto", "exact"] = "auto"
+    path: Model = None
+    mmproj: Mmproj = None
+    device: Device = "auto"
+    n_gpu_layers: GpuLayers = None
+    n_ctx: Annotated[int | None, ctx_size(help="Tokens the context holds. Default: 8192.")] = None
+    threads: Threads = None
+    min_pixels: MinPixels = None
+    max_pixels: MaxPixels = None
+    kv_type: KvType = None
+    precision: Precision = "auto"
 
     def kwargs(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None and name != "path"}
@@ -110,13 +111,42 @@ class ModelOptions:
 class SamplingOptions:
     """What `generate` is called with; None leaves the model's own default."""
 
-    max_tokens: int = 1024
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    seed: int | None = None
+    max_tokens: MaxTokens = 1024
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    repeat_penalty: RepeatPenalty = None
+    seed: Seed = None
 
     def kwargs(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take dataclasses of options: every field is an option, with its type and its default.
+
+    typer reads the signature, in which the fields stand where the dataclass did.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter)
+            continue
+        group = groups[parameter.name] = parameter.annotation
+        types = get_type_hints(group, include_extras=True)
+        parameters += [
+            parameter.replace(name=field.name, default=field.default, annotation=types[field.name])
+            for field in fields(group)
+        ]
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        return command(**given)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
