@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -17,8 +18,10 @@ from urllib.parse import unquote, urlsplit
 from qvl.runtime.caption.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind
 from qvl.runtime.errors import ImageError, InputError, VideoError
 
-# One argument: a quoted string, or a run in which a backslash keeps the next character.
-_ARGUMENT: Final = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|((?:\\.|[^\s\\])+)""")
+# One argument: a quoted string, or a run in which a backslash keeps the next character. Between single quotes
+# an apostrophe is written '\'' (VTE, kitty) or '"'"' (Python's shlex).
+_ARGUMENT: Final = re.compile(r"""'[^']*'(?:(?:\\'|"'")'[^']*')*|"(?:\\.|[^"\\])*"|(?:\\.|[^\s\\])+""")
+_APOSTROPHE: Final = re.compile(r"""'(?:\\'|"'")'""")
 # Where in a message a path may begin: at a quote, a slash, ~, a dot and slash, or file://
 _ROOTED: Final = re.compile(r"""(?<!\S)(?=['"]?(?:file://|~?/|\.{1,2}/))""")
 _BARE_WORD: Final = re.compile(r"""(?<!\S)['"]?[^\s'"]+\.[A-Za-z0-9]{2,4}\b['"]?""")
@@ -73,8 +76,7 @@ def clean_path(text: str) -> str:
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         quote, text = text[0], text[1:-1]
-        if quote == '"':
-            text = re.sub(r'\\(["\\$`])', r"\1", text)
+        text = _APOSTROPHE.sub("'", text) if quote == "'" else re.sub(r'\\(["\\$`])', r"\1", text)
     elif os.sep != "\\":
         text = re.sub(r"\\(.)", r"\1", text)
     if text.startswith("file://"):
@@ -83,14 +85,21 @@ def clean_path(text: str) -> str:
 
 
 def attach(paths: list[str], kind: Kind) -> list[Attachment]:
-    """Attachments of paths that must exist.
+    """Attachments of paths that must exist, or of patterns (`*.png`) that some match.
 
     Raises:
         InputError: nothing given. ImageError, VideoError: no such file, or a folder where none can be.
     """
     if not paths:
         raise InputError(f"no {kind} given", hint=f"/{kind} PATH; quotes are needed only around spaces")
-    return [_existing(Path(path), kind) for path in paths]
+    return [_existing(Path(found), kind) for path in paths for found in _matches(path)]
+
+
+def _matches(path: str) -> list[str]:
+    """The path itself, or what a pattern stands for."""
+    if Path(path).exists() or not has_magic(path):
+        return [path]
+    return sorted(glob(path)) or [path]  # noqa: PTH207 - absolute and relative patterns alike
 
 
 def _existing(path: Path, kind: Kind) -> Attachment:
@@ -159,6 +168,17 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a null byte: no file
         return False
+
+
+def lone_path(line: str) -> Path | None:
+    """The file or folder that a line names and says nothing else, as when one is dropped; None for a text."""
+    if not re.match(r"""['"]?(?:file://|~?/|\.{1,2}/)""", line):
+        return None
+    path = Path(clean_path(line))
+    try:
+        return path if path.exists() else None
+    except (OSError, ValueError):
+        return None
 
 
 def looks_like_path(line: str) -> bool:

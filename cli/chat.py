@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +40,9 @@ NoCache = Annotated[bool, options.flag("--no-cache", help="Do not keep what is s
 Continue = Annotated[bool, options.flag("--continue", help="Go on with the last conversation.")]
 
 
+@options.grouped
 def chat(
+    *,
     image: Images = None,
     video: Videos = None,
     prompt: Prompt = None,
@@ -52,24 +53,9 @@ def chat(
     draw: DrawTo = None,
     continue_: Continue = False,
     no_cache: NoCache = False,
-    model: options.Model = None,
-    mmproj: options.Mmproj = None,
-    device: options.Device = "auto",
-    n_gpu_layers: options.GpuLayers = None,
-    ctx_size: options.CtxSize = 8192,
-    threads: options.Threads = None,
-    min_pixels: options.MinPixels = None,
-    max_pixels: options.MaxPixels = None,
+    model: options.ModelOptions,
     image_detail: options.ImageDetail = None,
-    kv_type: options.KvType = None,
-    precision: options.Precision = "auto",
-    max_tokens: options.MaxTokens = 1024,
-    temp: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repeat_penalty: options.RepeatPenalty = None,
-    seed: options.Seed = None,
+    sampling: options.SamplingOptions,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -87,20 +73,14 @@ def chat(
     out = Output(quiet, verbose)
     question = _question(prompt)
     attachments = [*(attach(image, "image") if image else ()), *(attach(video, "video") if video else ())]
-    if fps is not None:
-        attachments = [replace(a, options=(("fps", fps),)) if a.kind == "video" else a for a in attachments]
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema(schema) if schema else None
-    model_options = options.ModelOptions(
-        model, mmproj, device, n_gpu_layers, ctx_size, threads, min_pixels, max_pixels, kv_type, precision
-    )
-    sampling = options.SamplingOptions(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed)
-    with open_model(model_options, out, use_cache=not no_cache) as loaded:
+    with open_model(model, out, use_cache=not no_cache) as loaded:
         conversation = Conversation(
             loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
         )
-        detail = image_detail or (None if min_pixels or max_pixels else "auto")
-        looking = Looking(loaded, detail, out)
+        detail = image_detail or (None if model.min_pixels or model.max_pixels else "auto")
+        looking = Looking(loaded, detail, out, fps)
         repl = Repl(conversation, out, looking, as_json=json)
         if saved:
             repl.restore(saved, sampling)
@@ -116,7 +96,8 @@ def chat(
                 repl.draw(draw)
         finally:
             conversation.close()
-    return 0
+        is_cut = conversation.reply is not None and conversation.reply.finish_reason == "length"
+        return 1 if grammar is not None and is_cut else 0
 
 
 def _say_dropped(out: Output, n_messages: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,6 +39,7 @@ def run(repl: Repl, line: str) -> None:
         InputError: no such command, or what the command refuses.
     """
     name, _, argument = line[1:].partition(" ")
+    name = name.lower()
     command = COMMANDS.get(name) or COMMANDS.get(ALIASES.get(name, ""))
     if command is None:
         close = get_close_matches(name, COMMANDS, n=1)
@@ -82,13 +83,15 @@ def _system(repl: Repl, argument: str) -> None:
 
 
 def _set(repl: Repl, argument: str) -> None:
+    names = [field.name for field in fields(SamplingOptions)]
     if argument:
+        argument = argument.removeprefix("parameter ")  # as `ollama run` has it
         name, _, value = argument.replace("=", " ").partition(" ")
         if not value.strip():
             raise InputError("a setting needs a value", hint="/set temperature 0.7")
-        repl.conversation.set(name, value.strip())
-    sampling = repl.conversation.sampling
-    rows = [(f.name, str(getattr(sampling, f.name) or "default")) for f in fields(SamplingOptions)]
+        names = [repl.conversation.set(name, value.strip())]
+    values = asdict(repl.conversation.sampling)
+    rows = [(name, "default" if values[name] is None else str(values[name])) for name in names]
     repl.out.dim(format_table(rows))
 
 

@@ -6,6 +6,7 @@ keep of the old prompt is for the session to find out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -130,10 +131,17 @@ class Conversation:
                 yield event.text
 
     @property
+    def media(self) -> list[Path]:
+        """The pictures and videos that the model sees, in order."""
+        return [a.path for a in self._seen()]
+
+    @property
     def pictures(self) -> list[Path]:
         """The pictures that the model sees, as they are numbered from 1."""
-        media = [a for m in self.messages[self._n_dropped :] for a in _split(m["content"])[1]]
-        return [a.path for a in media if a.kind == "image"]
+        return [a.path for a in self._seen() if a.kind == "image"]
+
+    def _seen(self) -> list[Attachment]:
+        return [a for m in self.messages[self._n_dropped :] for a in _split(m["content"])[1]]
 
     def _where(self, reply: str) -> tuple[int, tuple[int, int]] | None:
         """The picture that a box is in which follows on this much of the reply: its number and size."""
@@ -215,8 +223,8 @@ class Conversation:
         self.system = text or None
         self._look_ahead()
 
-    def set(self, name: str, value: str) -> None:
-        """Change a sampling setting; "default" brings back the model's own.
+    def set(self, name: str, value: str) -> str:
+        """Change a sampling setting; "default" brings back the model's own. Returns the setting's full name.
 
         Raises:
             InputError: no such setting, or a value it cannot have.
@@ -228,16 +236,17 @@ class Conversation:
             raise InputError(f"no setting is called {name!r}", hint=f"there are: {', '.join(names)}")
         if value == "default":
             self.sampling = replace(self.sampling, **{name: getattr(SamplingOptions(), name)})
-            return
+            return name
         try:
             number = kinds.get(name, float)(value)
         except ValueError as e:
             raise InputError(
                 f"{name} is a number, not {value!r}", hint=f"/set {name} default undoes it"
             ) from e
-        if not number >= 0 or (name in ("max_tokens", "repeat_penalty") and number <= 0):
+        if not 0 <= number < math.inf or (name in ("max_tokens", "repeat_penalty") and number <= 0):
             raise InputError(f"{name} cannot be {value}", hint=f"/set {name} default undoes it")
         self.sampling = replace(self.sampling, **{name: number})
+        return name
 
     # saving ----------------------------------------------------------------------------------------
 

@@ -22,6 +22,9 @@ class LineReader:
 
     Args:
         commands: the slash commands to complete, with the slash.
+
+    Attributes:
+        typed: Ctrl-C has dropped something.
     """
 
     def __init__(self, commands: Iterable[str]) -> None:
@@ -30,6 +33,7 @@ class LineReader:
         self._readline: Any = None
         self._matches: list[str] = []
         self._draft = ""
+        self.typed = False
         if sys.stdin.isatty() and sys.stdout.isatty():
             self._set_up_readline()
 
@@ -69,12 +73,14 @@ class LineReader:
         Raises:
             EOFError: the input is at its end. KeyboardInterrupt: Ctrl-C.
         '''
+        self.typed = False
         line = self._line(prompt)
         stripped = line.lstrip()
         if not stripped.startswith(FENCE):
             return line
         lines = [stripped.removeprefix(FENCE)]
         while FENCE not in lines[-1]:
+            self.typed = True
             lines.append(self._line(more))
         lines[-1] = lines[-1].partition(FENCE)[0]
         return "\n".join(lines).strip("\n")
@@ -93,6 +99,9 @@ class LineReader:
         self._readline.set_startup_hook(hook)
         try:
             return input(prompt)
+        except KeyboardInterrupt:
+            self.typed = self.typed or bool(self._readline.get_line_buffer())
+            raise
         finally:
             self._readline.set_startup_hook(None)
 

@@ -21,21 +21,25 @@ _HEADER: Final = ("--image-detail", "--max-pixels", "looked at as", "tokens", "a
 
 @dataclass(frozen=True)
 class Looking:
-    """Bounds each picture that is attached.
+    """Says how to look at each picture and video that is attached.
 
     Attributes:
         detail: None keeps to the bounds that the model was opened with.
+        fps: frames of a video to look at a second; None is the usual two.
     """
 
     model: Model
     detail: Detail | None
     out: Output
+    fps: float | None = None
 
     def __hash__(self) -> int:
         return id(self)
 
     def bounded(self, attachment: Attachment) -> Attachment:
         """The attachment with the area to look at, where the detail asks for less than there is."""
+        if attachment.kind == "video" and self.fps is not None:
+            return replace(attachment, options=(*attachment.options, ("fps", self.fps)))
         if attachment.kind != "image" or self.detail is None:
             return attachment
         preprocessor = self.model.vision.preprocessor

@@ -151,9 +151,10 @@ class Bar:
                 if time.monotonic() < self._from:
                     return
                 self._bar = _rich_bar(self._unit)
+                self._task = self._bar.add_task(label or self._label, total=total, completed=done)
                 self._bar.start()
-                self._task = self._bar.add_task(self._label, total=None)
-            self._bar.update(self._task, completed=done, total=total, description=label or self._label)
+            else:
+                self._bar.update(self._task, completed=done, total=total, description=label or self._label)
 
     def close(self) -> None:
         """Take the bar off the screen. It does not come back."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from qvl.cli import commands, sessions
-from qvl.cli.attachments import Attachment, extract, kind_of, looks_like_path, shown
+from qvl.cli.attachments import Attachment, extract, kind_of, lone_path, looks_like_path, shown
 from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
 from qvl.cli.looking import Looking
@@ -47,7 +47,7 @@ class Repl:
                     self.out.note()
                     return 0
                 except KeyboardInterrupt:
-                    self.out.note("\n(Ctrl-D or /exit leaves)")
+                    self.out.note("" if self.reader.typed else "\n(Ctrl-D or /exit leaves)")
                     continue
                 try:
                     self.handle(line)
@@ -69,6 +69,8 @@ class Repl:
         """Do what one message or command says."""
         if not line.strip():
             return
+        if line.strip().lower() in ("exit", "quit"):  # as in `llm chat` and most shells
+            raise commands.Leave
         if line.startswith("/") and not looks_like_path(line):
             commands.run(self, line)
             return
@@ -78,6 +80,10 @@ class Repl:
             raise ImageError(
                 f"{word}: no such file", hint="/image PATH attaches a picture; Tab completes paths"
             )
+        if not found and (path := lone_path(line.strip())):
+            what = "a folder" if path.is_dir() else "neither a picture nor a video by its name"
+            hint = "/video attaches a folder of frames, /image any file that holds a picture"
+            raise InputError(f"{shown(path)}: {what}", hint=hint)
         if found:
             self.attach(found)
         if text:
@@ -93,7 +99,7 @@ class Repl:
         said = [
             f"attached {shown(a.path)} {self.looking.words(a)}".rstrip()
             for a, given in zip(bounded, attachments, strict=True)
-            if look_ahead or a != given
+            if look_ahead or (a.kind == "image" and a != given)
         ]
         if self.out.verbose:
             said += [self.looking.table(a.path) for a in bounded if a.kind == "image"]
@@ -124,6 +130,7 @@ class Repl:
             self.out.json(reply_json(self.conversation))
         else:
             self.out.line()
+            self._say_if_cut()
         if boxed := self.conversation.boxes_by_picture():
             pictures = self.conversation.pictures
             if len(pictures) > 1:
@@ -137,6 +144,16 @@ class Repl:
             sessions.save(sessions.LAST, self.conversation.saved())
         except OutputError as e:  # no home to write to: only --continue needs it
             self.out.detail(e.message)
+
+    def _say_if_cut(self) -> None:
+        reply = self.conversation.reply
+        if reply is None or reply.finish_reason != "length":
+            return
+        n = reply.usage.completion_tokens
+        if self.conversation.schema is not None:
+            self.out.warn(f"cut off after {n} tokens: the JSON is not whole; -n makes room for more")
+        else:
+            self.out.dim(f"(cut off after {n} tokens; -n, or /set max_tokens, makes room for more)")
 
     def _stage(self, stage: str, share: float) -> str:
         """What the model is at, in words."""

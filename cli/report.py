@@ -55,4 +55,8 @@ def stats_text(conversation: Conversation) -> str:
         ("reply", usage.completion_tokens, f"tokens in {written}"),
         ("context", used, f"of {conversation.n_ctx} tokens in use"),
     )
-    return "\n".join(f"{name:<8}  {n:>6} {rest}" for name, n, rest in rows)
+    lines = [f"{name:<8}  {n:>6} {rest}" for name, n, rest in rows]
+    if len(usage.tokens_by_image) > 1:
+        names = [path.name for path in conversation.media]
+        lines[1:1] = [f"{n:>16} {name}" for name, n in zip(names, usage.tokens_by_image, strict=True)]
+    return "\n".join(lines)

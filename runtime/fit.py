@@ -79,7 +79,8 @@ class Fitter:
 
     def _too_much(self, units: list[Unit], reserve: int) -> ContextFullError:
         cells, vision = n_cells(units), n_vision_cells(units)
-        pictures = sum(isinstance(unit, VisionUnit) for unit in units)
+        seen = [unit.span for unit in units if isinstance(unit, VisionUnit)]
+        pictures = len(seen)
         room = self._n_ctx - reserve - (cells - vision)
         larger = f"a context of --ctx-size {cells + reserve} would do"
         if not pictures:
@@ -87,8 +88,9 @@ class Fitter:
             hint = f"shorten it, or {larger}"
         else:
             what = f"{pictures} picture{'s'[: pictures != 1]} of {vision} tokens, {cells} with the text"
-            fitting = room // pictures * _PIXELS_PER_TOKEN
+            fitting = room // sum(span.t for span in seen) * _PIXELS_PER_TOKEN  # of a picture, or of a frame
             smaller = f"--max-pixels {fitting} would fit, or " if fitting >= 4 * _PIXELS_PER_TOKEN else ""
-            hint = f"{smaller}{larger}"
+            fewer = "a lower --fps, or " if any(span.t > 1 for span in seen) else ""
+            hint = f"{smaller}{fewer}{larger}"
         message = f"{what}: too much for a context of {self._n_ctx} that leaves {reserve} for the reply"
         return ContextFullError(message, n_tokens=cells, n_ctx=self._n_ctx, hint=hint)

@@ -264,6 +264,7 @@ class Session:
         if logits:
             keep = min(keep, len(units) - 1)  # the last token goes through again, for what follows it
         draft.prompt_tokens, draft.image_tokens = n_cells(units), n_vision_cells(units)
+        draft.tokens_by_image = tuple(u.span.n_tokens for u in units if isinstance(u, VisionUnit))
         draft.cached_tokens = n_cells(units[:keep])
         if keep == len(units):
             return

@@ -38,6 +38,7 @@ class Usage:
         cached_tokens: those the KV cache held already.
         completion_tokens: sampled, the end token not counted.
         images_encoded: pictures and videos that went through the encoder for this reply.
+        tokens_by_image: of each picture and video that is read, in order.
     """
 
     prompt_tokens: int = 0
@@ -45,6 +46,7 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     images_encoded: int = 0
+    tokens_by_image: tuple[int, ...] = ()
 
     @property
     def prefilled_tokens(self) -> int:
@@ -126,6 +128,7 @@ class Draft:
     image_tokens: int = 0
     cached_tokens: int = 0
     images_encoded: int = 0
+    tokens_by_image: tuple[int, ...] = ()
     encode_seconds: float = 0.0
     prefill_seconds: float = 0.0
     generate_seconds: float = 0.0
@@ -144,12 +147,18 @@ class Draft:
 
     def reply(self, reason: FinishReason) -> Reply:
         """The reply as it stands."""
-        n = len(self.tokens)
         return Reply(
             text=self.text,
             tokens=tuple(self.tokens),
             finish_reason=reason,
-            usage=Usage(self.prompt_tokens, self.image_tokens, self.cached_tokens, n, self.images_encoded),
+            usage=Usage(
+                self.prompt_tokens,
+                self.image_tokens,
+                self.cached_tokens,
+                len(self.tokens),
+                self.images_encoded,
+                self.tokens_by_image,
+            ),
             timings=Timings(self.encode_seconds, self.prefill_seconds, self.generate_seconds),
             seed=self.seed,
             dropped_messages=self.dropped_messages,

@@ -77,7 +77,8 @@ def open_frames(source: VideoSource, source_fps: float | None = None) -> Frames:
         raise VideoError(f"{name}: cannot be read: {error}") from error
     # A text could be a playlist, which FFmpeg would follow to other files.
     if kind in ("an empty file", "text", "a web page", "a Git LFS pointer, not the file itself"):
-        raise VideoError(f"{name}: expected a video, found {kind}", hint="its content is no video: name the video itself")
+        hint = "its content is no video, whatever its name says: name the video itself"
+        raise VideoError(f"{name}: expected a video, found {kind}", hint=hint)
     if kind in ("a PNG picture", "a JPEG picture"):
         raise VideoError(f"{name}: expected a video, found {kind}", hint="pass it as a picture: --image FILE")
     return Clip(path, name, kind)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.cli.attachments import attach, extract, looks_like_path, shown, split_paths
+from qvl.cli.attachments import attach, extract, lone_path, looks_like_path, shown, split_paths
 from qvl.runtime.errors import ImageError, InputError
 
 NAMES = ["photo.jpg", "my photo.png", "it's.webp", "a (1).jpeg", "naïve ü.avif", "x.y.z.gif", "tab\tin.png"]
@@ -26,18 +26,18 @@ def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def as_dropped(path: Path) -> dict[str, str]:
     """What terminals write when a file is dropped: VTE and kitty quote, macOS escapes, others use a URI."""
     escaped = "".join(f"\\{c}" if c in " '()\"\t" else c for c in str(path))
-    return {"quoted": shlex.quote(str(path)), "escaped": escaped, "uri": path.as_uri()}
+    vte = "'" + str(path).replace("'", "'\\''") + "'"
+    return {"quoted": shlex.quote(str(path)), "vte": vte, "escaped": escaped, "uri": path.as_uri()}
 
 
-@pytest.mark.parametrize("style", ["quoted", "escaped", "uri"])
+@pytest.mark.parametrize("style", ["quoted", "vte", "escaped", "uri"])
 def test_a_dropped_path_is_one_argument(picture: Path, style: str) -> None:
     text = as_dropped(picture)[style]
-    if "'" in str(picture) and style == "quoted":
-        text = f'"{picture}"'  # shlex writes '"'"', which no terminal does
     assert split_paths(f"{text} other.png") == [str(picture), "other.png"]
+    assert split_paths(f'"{picture}"') == [str(picture)]
 
 
-@pytest.mark.parametrize("style", ["escaped", "uri"])
+@pytest.mark.parametrize("style", ["quoted", "vte", "escaped", "uri"])
 def test_a_message_that_mentions_a_picture_attaches_it(picture: Path, style: str) -> None:
     text, found = extract(f"what is in {as_dropped(picture)[style]} ?")
     assert [a.path for a in found] == [picture.resolve()]
@@ -95,13 +95,13 @@ def test_no_message_is_changed_or_refused_without_a_picture(message: str) -> Non
     assert extract(message) == (message, [])
 
 
-@given(
-    names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0'"), min_size=1), max_size=5)
-)
+@given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), max_size=5))
 def test_quoting_as_a_shell_does_brings_back_the_names(names: list[str]) -> None:
     # Between single quotes everything stands for itself, but ~ and file:// keep their meaning.
     plain = [name for name in names if not name.startswith(("~", "file://"))]
-    assert split_paths(" ".join(f"'{name}'" for name in plain)) == plain
+    assert split_paths(" ".join(map(shlex.quote, plain))) == plain
+    vte = ["'" + name.replace("'", "'\\''") + "'" for name in plain]
+    assert split_paths(" ".join(vte)) == plain
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,24 @@ def test_quoting_as_a_shell_does_brings_back_the_names(names: list[str]) -> None
 )
 def test_a_path_is_told_from_a_command(line: str, is_path: bool) -> None:
     assert looks_like_path(line) == is_path
+
+
+def test_patterns_stand_for_what_they_match(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c.txt", "odd[1].png"):
+        (tmp_path / name).touch()
+    found = attach([f"{tmp_path}/?.png", f"{tmp_path}/odd[1].png"], "image")
+    assert [a.path.name for a in found] == ["a.png", "b.png", "odd[1].png"]
+    with pytest.raises(ImageError, match="no such file"):
+        attach([f"{tmp_path}/*.jpg"], "image")
+
+
+def test_a_path_alone_is_told_from_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "some notes.txt"
+    path.touch()
+    assert {lone_path(form) for form in as_dropped(path).values()} == {path}
+    assert lone_path(f"'{tmp_path}'") == tmp_path
+    for text in (f"{path} is what?", f"what is {path}", "notes", "/no/such", "", "'", "~nobody/x"):
+        assert lone_path(text) is None
 
 
 def test_what_cannot_be_attached_says_so(tmp_path: Path) -> None:

@@ -139,6 +139,13 @@ def test_a_schema_is_kept(model: Path, tmp_path: Path) -> None:
     assert isinstance(said["n"], bool)
 
 
+def test_json_that_is_cut_off_is_a_failure(model: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "string", "minLength": 50}')
+    done = ask(model, "-p", "Hello", "-n", "4", "--schema", str(schema))
+    assert done.returncode == 1 and "the JSON is not whole" in done.stderr
+
+
 def test_a_picture_that_is_text_is_named(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
     path.write_text("not a picture")
@@ -200,6 +207,10 @@ def test_ctrl_c_keeps_the_partial_reply(chat: Callable[..., Terminal], state: Pa
 
 def test_ctrl_c_at_an_empty_prompt_says_how_to_leave(chat: Callable[..., Terminal]) -> None:
     terminal = chat()
+    terminal.type("half a line")
+    terminal.expect("half a line")
+    terminal.interrupt()
+    assert "leaves" not in terminal.expect(r"(?s)\n(.*?)>>> $")[1]
     terminal.interrupt_until(r"Ctrl-D or /exit leaves")
     terminal.expect(PROMPT)
     assert terminal.leave() == 0
@@ -252,6 +263,26 @@ def test_stats_count_what_was_kept(chat: Callable[..., Terminal], picture: Path)
         prompt = terminal.expect(r"prompt +(\d+) tokens, (\d+) kept")
         assert kept_at_least < int(prompt[2]) < int(prompt[1])
         terminal.expect(PROMPT)
+
+
+def test_stats_of_several_pictures(chat: Callable[..., Terminal], picture: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (56, 84)).save(other)
+    terminal = chat("-n", "1", "--image", str(picture), "--image", str(other))
+    terminal.enter("What are these?")
+    terminal.expect(r"\n>>> $")
+    terminal.enter("/stats")
+    terminal.expect(r"pictures +18 tokens, \d encoded.*\n +12 my picture\.png\n +6 other\.png\nprompt")
+
+
+def test_ctrl_c_ends_one_question_with_what_was_said(model: Path) -> None:
+    with Terminal(
+        [*QVL, "chat", "-q", "-m", str(model), "-n", "100000", "-t", "1", "-p", "Go on."]
+    ) as terminal:
+        terminal.expect(r"(?s:.{20})")
+        terminal.interrupt()
+        assert terminal.exit_code() == 130
+        assert terminal.text.endswith("\ninterrupted\n") and "Traceback" not in terminal.text
 
 
 @pytest.fixture(scope="module")

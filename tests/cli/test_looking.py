@@ -63,6 +63,12 @@ def test_auto_goes_by_the_pace(model: Model, picture: Path, seconds: float, toke
     assert bound == tokens * 784
 
 
+def test_the_rate_of_videos(model: Model, tmp_path: Path) -> None:
+    (clip,) = attach([str(tmp_path)], "video")
+    assert Looking(model, "low", Output(), 1.5).bounded(clip).options == (("fps", 1.5),)
+    assert Looking(model, "low", Output()).bounded(clip) == clip
+
+
 def test_what_is_small_is_not_measured(model: Model, tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "small.png"
     Image.fromarray(np.zeros((448, 448, 3), np.uint8)).save(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvl.cli.background import Background
 from qvl.cli.commands import COMMANDS, Leave
 from qvl.cli.conversation import Conversation
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.repl import Repl
 from qvl.cli.report import reply_json
-from qvl.runtime.errors import Cancelled, ImageError, InputError, OutputError
+from qvl.runtime.errors import ImageError, InputError, OutputError
 from qvl.runtime.stream import Reply
 from qvl.runtime.vision.preprocess import Preprocessor
 
@@ -136,6 +134,29 @@ def test_a_path_that_is_not_there_is_an_error(repl: Repl) -> None:
         repl.handle("/no/such.png what is it?")
 
 
+def test_a_dropped_file_that_is_no_picture_is_no_question(
+    repl: Repl, session: RoteSession, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    for line, words in ((f"'{tmp_path}/notes.txt'", "neither a picture"), (str(tmp_path), "a folder")):
+        with pytest.raises(InputError, match=words):
+            repl.handle(line)
+    assert session.prompts == []
+
+
+def test_commands_in_capitals(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"/Image {picture}")
+    assert [a.path for a in repl.conversation.pending] == [picture]
+
+
+def test_settings_are_shown(repl: Repl, capsys: pytest.CaptureFixture[str]) -> None:
+    repl.handle("/set parameter temp 0")
+    assert capsys.readouterr().err.split() == ["temperature", "0.0"]
+    repl.handle("/set")
+    rows = dict(line.split() for line in capsys.readouterr().err.splitlines())
+    assert (rows["temperature"], rows["top_k"], rows["max_tokens"]) == ("0.0", "default", "1024")
+
+
 def test_text_with_a_slash_is_only_text(repl: Repl, session: RoteSession) -> None:
     repl.handle("/etc/passwd is what?")
     assert session.prompts[0] == [{"role": "user", "content": "/etc/passwd is what?"}]
@@ -239,7 +260,16 @@ def test_clear_forgets_all_but_the_settings(repl: Repl, session: RoteSession, pi
 
 
 @pytest.mark.parametrize(
-    "line", ["/set nothing 1", "/set temp hot", "/set top_k -1", "/set max_tokens 0", "/set temp"]
+    "line",
+    [
+        "/set nothing 1",
+        "/set temp hot",
+        "/set temp nan",
+        "/set temp inf",
+        "/set top_k -1",
+        "/set max_tokens 0",
+        "/set temp",
+    ],
 )
 def test_a_setting_that_cannot_be_is_refused(repl: Repl, line: str) -> None:
     with pytest.raises(InputError):
@@ -330,7 +360,7 @@ def test_a_malformed_box_is_reported(
 
 
 def test_exit(repl: Repl) -> None:
-    for line in ("/exit", "/quit", "/bye"):
+    for line in ("/exit", "/quit", "/bye", "exit", " Quit "):
         with pytest.raises(Leave):
             repl.handle(line)
 
@@ -348,31 +378,3 @@ def test_completion(repl: Repl, picture: Path) -> None:
     assert repl.reader.completions(f"{picture.parent}/my", at_start=True) == [
         f"{picture.parent}/my\\ photo.png"
     ]
-
-
-def test_background_work_can_be_called_off() -> None:
-    background, started = Background(), threading.Event()
-
-    def work(cancel: threading.Event, progress: Any) -> None:
-        started.set()
-        cancel.wait(10)
-        raise Cancelled("stopped")
-
-    background.start(work)
-    started.wait(10)
-    assert background.running
-    background.cancel()
-    assert not background.running
-    background.wait()
-
-
-def test_background_errors_come_out_at_the_wait() -> None:
-    background = Background()
-
-    def work(cancel: threading.Event, progress: Any) -> None:
-        raise ImageError("no picture")
-
-    background.start(work)
-    with pytest.raises(ImageError):
-        background.wait()
-    background.wait()
