@@ -5,8 +5,7 @@ comes back. An actor that dies is replaced and its block is done again by anothe
 once, whole, nothing is lost and nothing comes twice.
 
 Pictures and model files must be reachable by the same paths on every machine, as on a shared file system.
-Pictures of equal content are captioned once within a block, and get equal captions everywhere else, for
-the seed of each is made of its content.
+Pictures of equal content are found here before any is handed out, so that each is captioned once.
 """
 
 from __future__ import annotations
@@ -14,22 +13,27 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from threading import Lock
+from typing import Any, Final, TypeAlias
 
 from qvl.runtime.caption.book import Book, Result, Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
+from qvl.runtime.caption.prepare import content_hash
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.runner import Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.caption.stream import Stream
+from qvl.runtime.caption.twins import first_twins
 from qvl.runtime.errors import BackendError, Cancelled, QvlError
 from qvl.runtime.find import ModelFiles
 
 BLOCK: Final = 32  # pictures that an actor takes at once; what a killed one loses at most
+Copies: TypeAlias = Mapping[str, list[Item]]  # by the path of the first
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class RayRunner(Book):
     ) -> None:
         super().__init__(items, results, sidecars)
         self.stop.raises = True
-        options.prompts()  # a template that cannot be used is an error here, not on every machine
+        self._prompts = options.prompts()  # one that cannot be used is an error here, not on every machine
         absolute = replace(
             options,
             variables=options.variables and options.variables.absolute(),
@@ -130,11 +134,14 @@ class RayRunner(Book):
             else:
                 todo.append(item)
         yield from self.keep(clashing)
-        if todo and not self.stop.asked:
+        first, copies = yield from self._part_copies(todo)
+        if first and not self.stop.asked:
             ray, ours = _connect(self._address)
             try:
-                for block in self._blocks(ray, todo):
-                    yield from self.keep([self._result(todo[i], line) for i, line in block])
+                for block in self._blocks(ray, first):
+                    yield from self.keep(
+                        [result for i, line in block for result in self._results(first[i], line, copies)]
+                    )
                     if self.stop.now:
                         raise Cancelled("stopped at once; what is on disk is whole")
                     if self.stop.soon:
@@ -144,11 +151,55 @@ class RayRunner(Book):
                     ray.shutdown()
         self.finish()
 
-    def _result(self, item: Item, line: str) -> Result:
+    def _part_copies(self, todo: Sequence[Item]) -> Generator[Record, None, tuple[list[Item], Copies]]:
+        """Write the records of what has a caption under another name; the rest, and the copies of it."""
+        joining = self.results.mode in ("append", "prepend")
+        known = [] if joining else [item for item in self.items if self._has_caption(item.path)]
+        done = {item.path for item in known}
+        one_at_a_time = Lock()  # reading a record moves the file's place
+
+        def content_of(item: Item) -> str | None:
+            if self.stop.soon:
+                return None
+            with one_at_a_time:
+                record = self.results.record(item.path) if item.path in done else None
+            return record.sha256 if record is not None else content_hash(item.path)
+
+        items = [*known, *todo]
+        first: list[Item] = []
+        copies: Copies = defaultdict(list)
+        places = first_twins(items, self._prompts, content_of)[len(known) :]
+        for item, place in zip(todo, places, strict=True):
+            twin = items[place]
+            if twin.path == item.path:
+                first.append(item)
+            elif twin.path not in done:
+                copies[twin.path].append(item)
+            elif record := self.results.record(twin.path):
+                same_as = record.same_as or record.path
+                yield from self.keep([(item, replace(record, path=item.path, same_as=same_as, seconds=0.0))])
+        return first, copies
+
+    def _has_caption(self, path: str) -> bool:
+        return self.results.is_done(path) and self.results.failed(path) is False
+
+    def _results(self, item: Item, line: str, copies: Copies) -> list[Result]:
+        """The record of a picture, which an actor knows by its absolute path, and those of its copies."""
         record = Record.from_dict(json.loads(line))
-        captions = tuple(self.joined(item, text) for text in record.captions)
-        caption = None if record.caption is None else self.joined(item, record.caption)
-        return item, replace(record, path=item.path, caption=caption, captions=captions)
+        results: list[Result] = []
+        for each in (item, *copies.get(item.path, ())):
+            error = record.error and record.error.replace(record.path, each.path)
+            own = replace(
+                record,
+                path=each.path,
+                error=error,
+                caption=None if record.caption is None else self.joined(each, record.caption),
+                captions=tuple(self.joined(each, text) for text in record.captions),
+            )
+            if each is not item and not record.failed:
+                own = replace(own, same_as=item.path, seconds=0.0)
+            results.append((each, own))
+        return results
 
     def _blocks(self, ray: Any, todo: Sequence[Item]) -> Iterator[list[tuple[int, str]]]:
         """(place in todo, record) of each block, as the blocks are done."""
