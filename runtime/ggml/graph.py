@@ -36,6 +36,7 @@ class KernelParams(ctypes.Structure):
         ("failed", ctypes.c_int32),
         ("scalar", ctypes.c_float),
         ("choice", ctypes.c_int32),
+        ("next", ctypes.c_int32),
     )
 
 

@@ -20,7 +20,7 @@ enum {
     KEYS = 256,          /* keys at a time */
     GROUP = 64,          /* keys whose scores are held in registers: 4 of them */
     CHUNK_MIN = 192,     /* queries a task takes: enough that packing pays, */
-    CHUNK_MAX = 1020,    /* and few enough that their sums stay in L2 */
+    CHUNK_MAX = 1026,    /* and few enough that their sums stay in L2 */
     MAX_DIM = 80,        /* ROWS * MAX_DIM / LANES accumulators must fit the registers */
     MAX_PAIRS = MAX_DIM / 2,
 };
@@ -162,8 +162,8 @@ TARGET static void attend_block(struct group * g, const struct head * h, int64_t
         const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(now);
         __m512 total = _mm512_setzero_ps();
         for (int i = 0; i < width; i += 2 * LANES) {
-            const __m512 a = exp2_clamped(_mm512_fmsub_ps(_mm512_load_ps(s[r] + i), factor, shift));
-            const __m512 b = exp2_clamped(_mm512_fmsub_ps(_mm512_load_ps(s[r] + i + LANES), factor, shift));
+            const __m512 a = exp2_falling(_mm512_fmsub_ps(_mm512_load_ps(s[r] + i), factor, shift));
+            const __m512 b = exp2_falling(_mm512_fmsub_ps(_mm512_load_ps(s[r] + i + LANES), factor, shift));
             total = _mm512_add_ps(total, _mm512_add_ps(a, b));
             _mm512_store_si512(p[r] + i, (__m512i) _mm512_cvtne2ps_pbh(b, a));
         }
@@ -242,31 +242,40 @@ TARGET static int attend(const struct ggml_tensor * dst, int64_t base, int64_t s
 /* Widest head that the registers hold; 0 where the CPU lacks the instructions. */
 QVL_EXPORT int qvl_attention_max_head(void) { return qvl_has_avx512_bf16() ? MAX_DIM : 0; }
 
+/* Queries of a task: `most` at most, in equal parts, since a short one packs the keys and values as well. */
+static int64_t chunk_size(int64_t size, int64_t most) {
+    const int64_t parts = (size + most - 1) / most;
+    return (size + parts * ROWS - 1) / (parts * ROWS) * ROWS;
+}
+
 /* ggml_custom_op_t. src: q, k, v, each float32 [head_dim, n_head, n]; dst: float32 or
  * bfloat16 [head_dim * n_head, n]. */
 QVL_EXPORT void qvl_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) ith;
     struct qvl_params * params = userdata;
     const float scale = params->scalar * 1.44269504f; /* log2(e) */
     const int n_head = (int) dst->src[0]->ne[1];
     /* four tasks a thread even out the work */
-    const int64_t share = n_head * dst->ne[1] / (4 * nth) / ROWS * ROWS;
-    const int64_t chunk = share < CHUNK_MIN ? CHUNK_MIN : share > CHUNK_MAX ? CHUNK_MAX : share;
-    int64_t task = 0, base = 0;
-    for (int run = 0; run < params->choice; run++) {
-        const int64_t size = params->runs[run].size;
-        for (int64_t segment = 0; segment < params->runs[run].count; segment++, base += size) {
-            for (int head = 0; head < n_head; head++) {
-                for (int64_t start = 0; start < size; start += chunk, task++) {
-                    if (task % nth == ith) {
-                        const int64_t end = start + chunk < size ? start + chunk : size;
-                        if (attend(dst, base, size, head, start, end, scale) != 0) {
-                            params->failed = 1;
-                            return;
-                        }
-                    }
-                }
+    const int64_t share = n_head * dst->ne[1] / (4 * nth);
+    const int64_t most = share < CHUNK_MIN ? CHUNK_MIN : share > CHUNK_MAX ? CHUNK_MAX : share;
+    int64_t n_tasks = 0, base = 0, before = 0;
+    for (int i = 0; i < params->choice; i++) {
+        const int64_t size = params->runs[i].size, chunk = chunk_size(size, most);
+        n_tasks += params->runs[i].count * n_head * ((size + chunk - 1) / chunk);
+    }
+    int64_t task = qvl_next_task(params, n_tasks, nth);
+    for (int i = 0; i < params->choice; i++) {
+        const int64_t count = params->runs[i].count, size = params->runs[i].size, chunk = chunk_size(size, most);
+        const int64_t parts = (size + chunk - 1) / chunk, n = count * n_head * parts;
+        for (; task >= 0 && task < before + n; task = qvl_next_task(params, n_tasks, nth)) {
+            const int64_t at = task - before, start = at % parts * chunk;
+            const int64_t end = start + chunk < size ? start + chunk : size;
+            if (attend(dst, base + at / parts / n_head * size, size, at / parts % n_head, start, end, scale) != 0) {
+                params->failed = 1;
             }
         }
+        before += n;
+        base += count * size;
     }
 }
 

@@ -41,6 +41,18 @@ struct qvl_params {
     int32_t failed; /* set by a kernel: out of memory */
     float scalar;   /* attention: the scale; layer norm: the epsilon */
     int32_t choice; /* attention: the number of runs; linear: what follows the product */
-    int32_t reserved;
+    int32_t next;   /* the next task that no thread has taken; 0 between runs */
     struct qvl_run runs[];
 };
+
+#if defined(__GNUC__)
+/* A task of n_tasks for this thread, -1 when all are taken. Each of the nth threads is told that once, and the
+ * last of them resets the count for the next run. Threads that are held up take fewer tasks. */
+static inline int64_t qvl_next_task(struct qvl_params * params, int64_t n_tasks, int nth) {
+    const int32_t task = __atomic_fetch_add(&params->next, 1, __ATOMIC_RELAXED);
+    if (task == n_tasks + nth - 1) {
+        __atomic_store_n(&params->next, 0, __ATOMIC_RELAXED);
+    }
+    return task < n_tasks ? task : -1;
+}
+#endif

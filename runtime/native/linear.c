@@ -57,6 +57,10 @@ INLINE void store_scaled(uint16_t * out, __m512i q, float scale, float shift) {
 
 INLINE __m512i load_bytes(const uint8_t * p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) p)); }
 
+INLINE __m512i load_32_bytes(const uint8_t * p) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *) p));
+}
+
 INLINE float half_at(const uint8_t * p) {
     uint16_t bits;
     memcpy(&bits, p, 2);
@@ -85,22 +89,26 @@ INLINE void scale_and_min(const uint8_t * packed, int j, int * scale, int * min)
     }
 }
 
-/* Q4_K: float16 scale and minimum, 12 bytes of scales, 128 of nibbles. Q5_K: 32 bytes of fifth bits before those. */
+/* Q4_K: float16 scale and minimum, 12 bytes of scales, 128 of nibbles. Q5_K: 32 bytes of fifth bits before those.
+ * A sub-block has 16 or 32 different values: they are worked out once, and looked up. */
 INLINE void q45_k_to_bf16(uint16_t * out, const uint8_t * block, const int fifth) {
     const float d = half_at(block), dmin = half_at(block + 2);
     const uint8_t *scales = block + 4, *high = block + 16, *low = block + (fifth ? 48 : 16);
+    const __m512 first = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 second = _mm512_add_ps(first, _mm512_set1_ps(16.0f));
     for (int j = 0; j < 8; j++) {
         int scale, min;
         scale_and_min(scales, j, &scale, &min);
-        for (int i = 0; i < 32; i += LANES) {
-            __m512i q = load_bytes(low + j / 2 * 32 + i);
-            q = _mm512_and_si512(j % 2 ? _mm512_srli_epi32(q, 4) : q, _mm512_set1_epi32(15));
-            if (fifth) {
-                const __m512i bit = _mm512_srl_epi32(load_bytes(high + i), _mm_cvtsi32_si128(j));
-                q = _mm512_or_si512(q, _mm512_slli_epi32(_mm512_and_si512(bit, _mm512_set1_epi32(1)), 4));
-            }
-            store_scaled(out + j * 32 + i, q, d * (float) scale, -dmin * (float) min);
+        const __m512 step = _mm512_set1_ps(d * (float) scale), shift = _mm512_set1_ps(-dmin * (float) min);
+        const __m512 upper = fifth ? _mm512_fmadd_ps(second, step, shift) : shift;
+        const __m512bh values = _mm512_cvtne2ps_pbh(upper, _mm512_fmadd_ps(first, step, shift));
+        __m512i q = load_32_bytes(low + j / 2 * 32);
+        q = _mm512_and_si512(j % 2 ? _mm512_srli_epi16(q, 4) : q, _mm512_set1_epi16(15));
+        if (fifth) {
+            const __m512i bit = _mm512_srl_epi16(load_32_bytes(high), _mm_cvtsi32_si128(j));
+            q = _mm512_or_si512(q, _mm512_slli_epi16(_mm512_and_si512(bit, _mm512_set1_epi16(1)), 4));
         }
+        _mm512_storeu_si512(out + j * 32, _mm512_permutexvar_epi16(q, (__m512i) values));
     }
 }
 
@@ -290,22 +298,20 @@ QVL_EXPORT int qvl_linear_takes(int type) {
 /* ggml_custom_op_t. src: W [n_in, n_out], x bfloat16 [n_in, n], bias float32 [n_out], and perhaps a residual
  * float32 [n_out, n]; dst: float32 or bfloat16 [n_out, n]. n_in is even. */
 QVL_EXPORT void qvl_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) ith;
     struct qvl_params * params = userdata;
     const int64_t n_out = dst->ne[0], n = dst->ne[1];
-    char * memory = aligned_alloc(64, ((2 * PANEL + ROWS) * DEPTH * 2 + (COLUMNS + ROWS) * PANEL * 4 + 63) / 64 * 64);
-    if (memory == NULL) {
-        params->failed = 1;
-        return;
-    }
-    const int64_t blocks = (n + COLUMNS - 1) / COLUMNS;
+    const int64_t blocks = (n + COLUMNS - 1) / COLUMNS, panels = (n_out + PANEL - 1) / PANEL;
     const int64_t block = ((n + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
-    int64_t task = 0;
-    for (int64_t start = 0; start < n; start += block) {
-        for (int64_t first = 0; first < n_out; first += PANEL, task++) {
-            if (task % nth == ith) {
-                const int rows = n_out - first < PANEL ? (int) (n_out - first) : PANEL;
-                tile(dst, memory, start, start + block < n ? start + block : n, first, rows, params->choice);
-            }
+    const size_t bytes = (2 * PANEL + ROWS) * DEPTH * sizeof(uint16_t) + (COLUMNS + ROWS) * PANEL * sizeof(float);
+    char * memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    for (int64_t task; (task = qvl_next_task(params, blocks * panels, nth)) >= 0;) {
+        const int64_t start = task / panels * block, first = task % panels * PANEL;
+        if (memory == NULL) {
+            params->failed = 1;
+        } else if (start < n) {
+            tile(dst, memory, start, start + block < n ? start + block : n, first,
+                 n_out - first < PANEL ? (int) (n_out - first) : PANEL, params->choice);
         }
     }
     free(memory);

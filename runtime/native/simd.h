@@ -36,6 +36,18 @@ INLINE __m512 exp2_clamped(__m512 x) {
     return _mm512_scalef_ps(p, whole);
 }
 
+/* 2^x for x <= 0, 2^-126 at least; relative error below 3e-6, by a minimax polynomial of the fraction. */
+INLINE __m512 exp2_falling(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+    const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); /* x - floor(x) */
+    __m512 p = _mm512_set1_ps(1.353416792e-2f);
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(5.201146061e-2f));
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(2.414427569e-1f));
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(6.930038345e-1f));
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.000002593f));
+    return _mm512_scalef_ps(p, x); /* p * 2^floor(x) */
+}
+
 INLINE __m512bh as_bf16(__m512i x) { return (__m512bh) x; }
 
 /* Row of floats to bfloat16, zeros up to the full width. */

@@ -130,7 +130,7 @@ class Fast:
 
 def _attention_params(runs: Runs, scale: float) -> KernelParams:
     class Params(KernelParams):
-        _fields_: ClassVar[Any] = (("reserved", ctypes.c_int32), ("runs", ctypes.c_int64 * (2 * len(runs))))
+        _fields_: ClassVar[Any] = (("runs", ctypes.c_int64 * (2 * len(runs))),)
 
     flat = [value for run in runs for value in run]
     return Params(scalar=scale, choice=len(runs), runs=(ctypes.c_int64 * len(flat))(*flat))
