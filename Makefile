@@ -3,13 +3,14 @@ VENV ?= .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 READY := $(VENV)/.ready-dev
 READY_PARITY := $(VENV)/.ready-parity
+READY_RAY := $(VENV)/.ready-ray
 READY_TRAIN := $(VENV)/.ready-train
 SOURCES := runtime convert models cli
 # The strict editable install links file by file: a file added or removed asks for a new install.
 PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity lint format package readme nano bench clean
+.PHONY: help setup demo test parity ray lint format package readme nano bench clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +21,10 @@ $(READY): pyproject.toml constraints.txt .ci/setup $(PACKAGE_FILES)
 
 $(READY_PARITY): $(READY)
 	.ci/setup $(VENV) parity
+	@touch $@
+
+$(READY_RAY): $(READY)
+	.ci/setup $(VENV) ray
 	@touch $@
 
 $(READY_TRAIN): $(READY)
@@ -36,6 +41,9 @@ test: $(READY)  ## run the tests that need no torch
 
 parity: $(READY_PARITY)  ## run the tests against transformers
 	$(PYTHON_IN_VENV) -m pytest -m parity
+
+ray: $(READY_RAY)  ## run the tests of captions on a local Ray cluster
+	$(PYTHON_IN_VENV) -m pytest tests/caption/test_distributed.py
 
 lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check .
