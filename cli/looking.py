@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from qvl.cli.attachments import Attachment
 from qvl.cli.conversation import size_of
 from qvl.cli.output import Output, format_table, human_seconds
-from qvl.runtime.vision.detail import LOW_TOKENS, Cost, Detail, cost, max_pixels
+from qvl.runtime.vision.detail import LOW_TOKENS, Cost, Detail, cost, max_pixels, seconds
+from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.video import FRAME_FACTOR, VideoOptions, VideoPlan, plan_video
 
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
     from qvl.runtime.vision.detail import Pace
 
+_TOKEN_PIXELS: Final = 28 * 28
 _HEADER: Final = ("--image-detail", "--max-pixels", "looked at as", "tokens", "about")
 
 
@@ -37,10 +40,14 @@ class Looking:
         return id(self)
 
     def bounded(self, attachment: Attachment) -> Attachment:
-        """The attachment with the area to look at, where the detail asks for less than there is."""
-        if attachment.kind == "video" and self.fps is not None:
-            return replace(attachment, options=(*attachment.options, ("fps", self.fps)))
-        if attachment.kind != "image" or self.detail is None:
+        """The attachment with the area to look at, where the detail asks for less than there is.
+
+        Raises:
+            ImageError, VideoError: it cannot be read.
+        """
+        if attachment.kind == "video":
+            return self._bounded_video(attachment)
+        if self.detail is None:
             return attachment
         preprocessor = self.model.vision.preprocessor
         width, height = size_of(attachment.path)
@@ -51,6 +58,36 @@ class Looking:
         if tall * wide <= bound:
             return attachment
         return replace(attachment, options=(*attachment.options, ("max_pixels", bound)))
+
+    def _bounded_video(self, attachment: Attachment) -> Attachment:
+        """With the rate, and, unless all there is should be seen, at most half the context filled."""
+        if self.fps is not None:
+            attachment = replace(attachment, options=(*attachment.options, ("fps", self.fps)))
+        room = self.model.n_ctx // 2
+        whole = self._plan(attachment)
+        if self.detail in (None, "high") or self._n_tokens(whole) <= room:
+            return attachment
+        smaller = replace(attachment, options=(*attachment.options, ("total_pixels", room * _TOKEN_PIXELS)))
+        tokens = self._n_tokens(self._plan(smaller))
+        if tokens <= room:
+            return smaller
+        frames = max(FRAME_FACTOR, whole.n_frames * room // tokens // FRAME_FACTOR * FRAME_FACTOR)
+        few = (("max_frames", frames), ("min_frames", min(frames, VideoOptions.min_frames)))
+        return replace(smaller, options=(*smaller.options, *few))
+
+    def _plan(self, attachment: Attachment) -> VideoPlan:
+        path, options = attachment.path, VideoOptions.of(attachment.options)
+        return _plan(path, path.stat().st_mtime_ns, self.model.vision.preprocessor, options)
+
+    def _n_tokens(self, plan: VideoPlan) -> int:
+        height, width = plan.size
+        return -(-plan.n_frames // FRAME_FACTOR) * (
+            height * width // self.model.vision.preprocessor.factor**2
+        )
+
+    def is_shrunk(self, attachment: Attachment) -> bool:
+        """Whether it will be seen in less detail than there is."""
+        return any(name in ("max_pixels", "total_pixels") for name, _ in attachment.options)
 
     def max_pixels(self, detail: Detail) -> int:
         """The area that a detail stands for with this model, here."""
@@ -67,12 +104,13 @@ class Looking:
         )
 
     def words(self, attachment: Attachment) -> str:
-        """What a picture costs, and what it would in full.
+        """What a picture or video costs, and what it would in full.
 
         "(4032 x 3024, looked at as 812 x 616: 638 tokens, about 9 s; in full 15552 tokens, about 11 min)"
+        "(12 s, 24 frames of 364 x 196: 1092 tokens, about 8 s)"
         """
         if attachment.kind == "video":
-            return ""
+            return self._words_of_video(attachment)
         width, height = size_of(attachment.path)
         bound = dict(attachment.options).get("max_pixels")
         full = self._cost(width, height, None)
@@ -81,6 +119,23 @@ class Looking:
         found = self._cost(width, height, int(bound))
         looked = f"looked at as {found.size[0]} x {found.size[1]}: {_price(found)}"
         return f"({width} x {height}, {looked}; in full {_price(full)})"
+
+    def _words_of_video(self, attachment: Attachment) -> str:
+        plan = self._plan(attachment)
+        lasts = f"{human_seconds(plan.seconds)}, " if plan.seconds is not None else ""
+        words = f"{lasts}{self._price_of_video(plan)}"
+        if self.is_shrunk(attachment):
+            kept = tuple(o for o in attachment.options if o[0] == "fps")
+            words += f"; in full {self._price_of_video(self._plan(replace(attachment, options=kept)))}"
+        return f"({words})"
+
+    def _price_of_video(self, plan: VideoPlan) -> str:
+        tokens, (height, width) = self._n_tokens(plan), plan.size
+        steps = -(-plan.n_frames // FRAME_FACTOR)  # attention stays within each
+        known = tokens > LOW_TOKENS or "pace" in self.__dict__
+        config = self.model.vision.config if known else None
+        spent = steps * seconds(config, self.pace, tokens // steps) if config else None
+        return f"{plan.n_frames} frames of {width} x {height}: {_price(Cost((width, height), tokens, spent))}"
 
     def table(self, path: Path) -> str:
         """What each detail makes of a picture."""
@@ -101,6 +156,11 @@ class Looking:
         if not large and "pace" not in self.__dict__:
             return cost(preprocessor, width, height)
         return cost(preprocessor, width, height, vision.config, self.pace)
+
+
+@lru_cache(maxsize=64)
+def _plan(path: Path, changed: int, preprocessor: Preprocessor, options: VideoOptions) -> VideoPlan:
+    return plan_video(path, preprocessor, options)
 
 
 def _price(found: Cost) -> str:

@@ -93,13 +93,13 @@ class Repl:
         """Attach to the next message, and say so.
 
         Args:
-            look_ahead: begin to look at once; without it, only pictures that are shrunk are worth a word.
+            look_ahead: begin to look at once; without it, only what is shrunk is worth a word.
         """
         bounded = [self.looking.bounded(a) for a in attachments]
         said = [
             f"attached {shown(a.path)} {self.looking.words(a)}".rstrip()
-            for a, given in zip(bounded, attachments, strict=True)
-            if look_ahead or (a.kind == "image" and a != given)
+            for a in bounded
+            if look_ahead or self.looking.is_shrunk(a)
         ]
         if self.out.verbose:
             said += [self.looking.table(a.path) for a in bounded if a.kind == "image"]

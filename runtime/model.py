@@ -233,8 +233,7 @@ class _Eyes:
     def prepare(self, chunk: VisionChunk, progress: Progress | None = None) -> Patches:
         preprocessor, options = self._encoder.preprocessor, dict(chunk.options)
         if chunk.kind == "video":
-            given: dict[str, Any] = {n: v if n.endswith("fps") else int(v) for n, v in options.items()}
-            video = load_video(chunk.source, preprocessor, VideoOptions(**given), progress)
+            video = load_video(chunk.source, preprocessor, VideoOptions.of(chunk.options), progress)
             return preprocessor.patchify(video.frames)
         if options:
             preprocessor = preprocessor.with_pixels(

@@ -8,9 +8,9 @@ are resized as they are read, so memory is that of the resized frames, however l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from PIL import Image
 
 from qvl.runtime.errors import Cancelled, ImageError, VideoError
 from qvl.runtime.vision.frames import Clip, CutShort, Frames, VideoSource, open_frames, video_name
-from qvl.runtime.vision.preprocess import Preprocessor, smart_resize
+from qvl.runtime.vision.preprocess import Picture, Preprocessor, smart_resize
 
 Progress: TypeAlias = Callable[[float], bool | None]
 """Called with the fraction done; returning False stops."""
@@ -46,6 +46,12 @@ class VideoOptions:
     max_pixels: int = 768 * 28 * 28
     total_pixels: int = 24576 * 28 * 28
     source_fps: float | None = None
+
+    @classmethod
+    def of(cls, given: Iterable[tuple[str, float]]) -> VideoOptions:
+        """From the names and numbers that stand beside a video in a message."""
+        values: dict[str, Any] = {n: value if n.endswith("fps") else int(value) for n, value in given}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,48 @@ def frame_size(
     return smart_resize(height, width, factor=preprocessor.factor, min_pixels=low, max_pixels=high)
 
 
+@dataclass(frozen=True)
+class VideoPlan:
+    """What will be seen of a video.
+
+    Attributes:
+        n_frames: how many are taken.
+        size: (height, width) in pixels to which each is resized.
+        seconds: that the video lasts; None for frames without a rate.
+    """
+
+    n_frames: int
+    size: tuple[int, int]
+    seconds: float | None
+
+
+def plan_video(
+    source: VideoSource, preprocessor: Preprocessor, options: VideoOptions | None = None
+) -> VideoPlan:
+    """What `load_video` would take of a video, for the price of its first frame.
+
+    Raises:
+        VideoError: as `load_video`, as far as the first frame shows it.
+    """
+    options = options or VideoOptions()
+    _check_options(options)
+    name = video_name(source)
+    reader = open_frames(source, options.source_fps)
+    try:
+        if reader.n_frames < 1:
+            raise VideoError(f"{name}: a video without frames")
+        n = len(frame_indices(reader.n_frames, reader.fps, options))
+        height, width = _shape(next(iter(reader.read([0]))))
+        size = frame_size(height, width, n, preprocessor, options)
+        return VideoPlan(n, size, reader.n_frames / reader.fps if reader.fps else None)
+    except CutShort as error:
+        raise VideoError(f"{name}: the frames cannot be read", hint="convert the video anew") from error
+    except ImageError as error:
+        raise VideoError(f"{name}: {error.message}", hint=error.hint) from error
+    finally:
+        reader.close()
+
+
 def load_video(
     source: VideoSource,
     preprocessor: Preprocessor,
@@ -156,9 +204,9 @@ def _load(
     frames = np.empty(0, np.uint8)
     shown = size = (0, 0)
     for done, frame in enumerate(reader.read(indices)):
-        now = (frame.height, frame.width) if isinstance(frame, Image.Image) else frame.shape[:2]
+        now = _shape(frame)
         if done == 0:
-            shown = (now[0], now[1])
+            shown = now
             size = frame_size(*shown, len(indices), preprocessor, options)
             frames = np.empty((len(indices), *size, 3), np.uint8)
         elif now != shown:
@@ -171,6 +219,10 @@ def _load(
             raise Cancelled(f"{name}: stopped while reading frames")
     rate = reader.fps or options.fps
     return VideoFrames(frames, tuple(indices), tuple(i / rate for i in indices), shown)
+
+
+def _shape(frame: Picture) -> tuple[int, int]:
+    return (frame.height, frame.width) if isinstance(frame, Image.Image) else frame.shape[:2]
 
 
 def _check_options(options: VideoOptions) -> None:

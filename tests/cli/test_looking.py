@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvl.cli.attachments import attach
+from qvl.cli.attachments import Attachment, attach
 from qvl.cli.looking import Looking
 from qvl.cli.main import run
 from qvl.cli.output import Output
@@ -20,6 +20,7 @@ from qvl.runtime.measure import pace as pace_module
 from qvl.runtime.measure.pace import keep_pace, known_pace, measure_pace
 from qvl.runtime.model import Model
 from qvl.runtime.vision.detail import LOW_TOKENS, Detail, Pace
+from qvl.runtime.vision.video import VideoOptions, load_video
 
 LOW = LOW_TOKENS * 28 * 28
 
@@ -64,9 +65,37 @@ def test_auto_goes_by_the_pace(model: Model, picture: Path, seconds: float, toke
 
 
 def test_the_rate_of_videos(model: Model, tmp_path: Path) -> None:
-    (clip,) = attach([str(tmp_path)], "video")
+    clip = frames(tmp_path, 4)
     assert Looking(model, "low", Output(), 1.5).bounded(clip).options == (("fps", 1.5),)
     assert Looking(model, "low", Output()).bounded(clip) == clip
+
+
+@pytest.mark.parametrize("n", [40, 700])
+def test_a_long_video_fills_half_the_context(model: Model, tmp_path: Path, n: int) -> None:
+    keep_pace(model, Pace(256, 0.5, 0.0))
+    clip = frames(tmp_path, n)
+    for detail in (None, "high"):
+        assert Looking(model, detail, Output()).bounded(clip) == clip
+    looking = Looking(model, "auto", Output())
+    bounded = looking.bounded(clip)
+    options = VideoOptions.of(bounded.options)
+    seen = load_video(clip.path, model.vision.preprocessor, options).frames
+    tokens = -(-len(seen) // 2) * seen.shape[1] * seen.shape[2] // 784
+    assert model.n_ctx // 4 < tokens <= model.n_ctx // 2
+    assert len(seen) == n if n == 40 else 4 <= len(seen) < n
+    words = looking.words(bounded)
+    assert f"({len(seen)} frames of {seen.shape[2]} x {seen.shape[1]}: {tokens} tokens, about " in words
+    assert f"; in full {n} frames of " in words
+    assert looking.is_shrunk(bounded) and not looking.is_shrunk(clip)
+
+
+def frames(folder: Path, n: int) -> Attachment:
+    """A folder of n equal frames, which take 270 tokens each pair."""
+    Image.new("RGB", (504, 420)).save(folder / "0000.png")
+    for i in range(1, n):
+        (folder / f"{i:04}.png").hardlink_to(folder / "0000.png")
+    (clip,) = attach([str(folder)], "video")
+    return clip
 
 
 def test_what_is_small_is_not_measured(model: Model, tmp_path: Path, cache: Path) -> None:
