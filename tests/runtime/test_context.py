@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qvl.convert import Converted
 from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
 from qvl.runtime.ggml.devices import Device
 from qvl.runtime.llama.batch import Batch
@@ -20,18 +18,6 @@ from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.positions import VisionSpan, mrope_positions
 
 TOKENS = [40, 200, 17, 9, 1000, 999, 41, 5, 300, 77, 12, 64]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Converted) -> Iterator[LlamaModel]:
-    with LlamaModel(tiny_model.text, device="cpu") as opened:
-        yield opened
-
-
-@pytest.fixture
-def context(model: LlamaModel) -> Iterator[Context]:
-    with Context(model, n_ctx=512, n_batch=512, n_outputs_max=512, kv_type="f32", threads=1) as opened:
-        yield opened
 
 
 def embeddings(n: int, model: LlamaModel, seed: int = 0) -> NDArray[np.float32]:

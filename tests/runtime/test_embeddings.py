@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.sessions import FakeEyes
 
-from qvl.convert import Converted
 from qvl.runtime.embeddings import EmbeddingStore, source_key
-from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt import VisionChunk
 from qvl.runtime.tokens import common_prefix
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Converted) -> Iterator[LlamaModel]:
-    with LlamaModel(tiny_model.text, device="cpu") as opened:
-        yield opened
-
-
-@pytest.fixture
-def eyes(model: LlamaModel) -> FakeEyes:
-    return FakeEyes(model.hparams.n_embd)
 
 
 def test_source_keys(tmp_path: Path) -> None:

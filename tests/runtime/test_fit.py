@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from support.chatml import assistant, image, system, text, user
 from support.sessions import GREEDY, FakeEyes, new_session
 
-from qvl.convert import Converted
 from qvl.runtime.errors import ContextFullError
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt import Message
 from qvl.runtime.session import Session
 from qvl.runtime.tokens import n_cells
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Converted) -> Iterator[LlamaModel]:
-    with LlamaModel(tiny_model.text, device="cpu") as opened:
-        yield opened
-
-
-@pytest.fixture
-def eyes(model: LlamaModel) -> FakeEyes:
-    return FakeEyes(model.hparams.n_embd)
-
-
-@pytest.fixture
-def session(model: LlamaModel, eyes: FakeEyes) -> Iterator[Session]:
-    opened = new_session(model, eyes)
-    yield opened
-    opened.close()
 
 
 def test_the_oldest_turns_go(model: LlamaModel, eyes: FakeEyes) -> None:

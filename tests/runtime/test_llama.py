@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.llama.binding import complaints
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Converted) -> Iterator[LlamaModel]:
-    with LlamaModel(tiny_model.text, device="cpu") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chatml import CONVERSATIONS, INSTRUCT_TEMPLATE, PLAIN, assistant, image, system, text, user
 
-from qvl.convert import Converted
 from qvl.runtime.errors import PromptError
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.vocab import Vocab
@@ -40,9 +38,8 @@ CONTROL = (
 
 
 @pytest.fixture(scope="module")
-def vocab(tiny_model: Converted) -> Iterator[Vocab]:
-    with LlamaModel(tiny_model.text, device="cpu") as model:
-        yield model.vocab
+def vocab(model: LlamaModel) -> Vocab:
+    return model.vocab
 
 
 @pytest.fixture(scope="module")

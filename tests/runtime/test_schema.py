@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.convert import Converted
 from qvl.runtime.digits import integers_between, numbers_between
 from qvl.runtime.errors import InputError
 from qvl.runtime.llama.context import Context
@@ -23,8 +22,8 @@ INF = float("inf")
 
 
 @pytest.fixture(scope="module")
-def context(tiny_model: Converted) -> Iterator[Context]:
-    with LlamaModel(tiny_model.text, device="cpu") as model, Context(model, n_ctx=2048, threads=1) as opened:
+def context(model: LlamaModel) -> Iterator[Context]:
+    with Context(model, n_ctx=2048, threads=1) as opened:
         yield opened
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from support.chatml import assistant, image, system, text, user
 from support.sessions import GREEDY, FakeEyes, fresh, new_session
 
-from qvl.convert import Converted
 from qvl.runtime.embeddings import EmbeddingStore
 from qvl.runtime.errors import Cancelled, ImageError, InputError
 from qvl.runtime.llama.context import Context
@@ -21,24 +19,6 @@ from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt import ChatTemplate, Message
 from qvl.runtime.session import Session
 from qvl.runtime.tokens import VisionUnit, n_cells, n_positions
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Converted) -> Iterator[LlamaModel]:
-    with LlamaModel(tiny_model.text, device="cpu") as opened:
-        yield opened
-
-
-@pytest.fixture
-def eyes(model: LlamaModel) -> FakeEyes:
-    return FakeEyes(model.hparams.n_embd)
-
-
-@pytest.fixture
-def session(model: LlamaModel, eyes: FakeEyes) -> Iterator[Session]:
-    opened = new_session(model, eyes)
-    yield opened
-    opened.close()
 
 
 def test_a_turn_costs_its_own_tokens(session: Session, eyes: FakeEyes) -> None:
