@@ -166,18 +166,6 @@ class Context:
         """Decode text, its positions rising by one from `position`."""
         self.decode(Batch.of_tokens(tokens, position, sequence, outputs), cancelled)
 
-    def decode_embeddings(
-        self,
-        embeddings: NDArray[np.float32],
-        positions: NDArray[np.int32],
-        *,
-        sequence: int = 0,
-        outputs: Outputs = "none",
-        cancelled: Callable[[], bool] | None = None,
-    ) -> None:
-        """Decode a vision span, or a part of one: float32 [n, n_embd], int32 [3, n]."""
-        self.decode(Batch.of_embeddings(embeddings, positions, sequence, outputs), cancelled)
-
     def decode(self, batch: Batch, cancelled: Callable[[], bool] | None = None) -> None:
         """Run a batch through the model and put it into the cache.
 

@@ -30,18 +30,15 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "photos"
 
 
+IN_ORDER = ["photos/a.png", "photos/b.JPG", "photos/sub/c.avif", "photos/sub/e.mp4", "photos/z.heic"]
+
+
 def paths(*arguments: str, stdin: list[str] | None = None) -> list[str]:
     return [item.path for item in find_inputs(arguments, stdin).items]
 
 
 def test_a_folder_gives_its_pictures_in_order_without_hidden_ones(photos: Path) -> None:
-    assert paths("photos") == [
-        "photos/a.png",
-        "photos/b.JPG",
-        "photos/sub/c.avif",
-        "photos/sub/e.mp4",
-        "photos/z.heic",
-    ]
+    assert paths("photos") == IN_ORDER
 
 
 def test_each_path_comes_once_however_often_it_is_named(photos: Path) -> None:
@@ -82,13 +79,7 @@ def test_stdin(photos: Path) -> None:
 
 def test_a_circle_of_links_ends(photos: Path) -> None:
     (photos / "sub" / "up").symlink_to(photos, target_is_directory=True)
-    assert paths("photos") == [
-        "photos/a.png",
-        "photos/b.JPG",
-        "photos/sub/c.avif",
-        "photos/sub/e.mp4",
-        "photos/z.heic",
-    ]
+    assert paths("photos") == IN_ORDER
 
 
 def test_nothing_to_do_is_an_error(photos: Path) -> None:

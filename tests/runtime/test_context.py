@@ -50,13 +50,13 @@ def test_a_span_in_pieces_is_causal_in_token_order(context: Context, grid: tuple
     values = embeddings(span.n_tokens, context.model)
     before, after = mrope_positions([span], 3)
     context.decode_tokens(TOKENS[:3], 0)
-    context.decode_embeddings(values, before, outputs="all")
+    context.decode(Batch.of_embeddings(values, before, outputs="all"))
     whole = context.logits()
     for cut in (1, span.n_tokens // 2, span.n_tokens - 1):
         context.remove(0, 3)
-        context.decode_embeddings(values[:cut], before[:, :cut], outputs="all")
+        context.decode(Batch.of_embeddings(values[:cut], before[:, :cut], outputs="all"))
         first = context.logits()
-        context.decode_embeddings(values[cut:], before[:, cut:], outputs="all")
+        context.decode(Batch.of_embeddings(values[cut:], before[:, cut:], outputs="all"))
         np.testing.assert_allclose(np.concatenate([first, context.logits()]), whole, atol=1e-5)
     context.decode_tokens(TOKENS[:2], after, outputs="last")
     assert context.last_position() == after + 1
@@ -66,11 +66,11 @@ def test_a_later_embedding_does_not_change_earlier_logits(context: Context) -> N
     span = VisionSpan(1, 4, 6)
     positions, _ = mrope_positions([span])
     values = embeddings(24, context.model)
-    context.decode_embeddings(values, positions, outputs="all")
+    context.decode(Batch.of_embeddings(values, positions, outputs="all"))
     one = context.logits()
     context.clear()
     values[20:] += 1
-    context.decode_embeddings(values, positions, outputs="all")
+    context.decode(Batch.of_embeddings(values, positions, outputs="all"))
     other = context.logits()
     np.testing.assert_allclose(one[:20], other[:20], atol=1e-5)
     assert np.abs(one[20:] - other[20:]).max() > 0.01
@@ -133,7 +133,7 @@ def test_more_batches_that_it_would_not_survive(model: LlamaModel, context: Cont
     with pytest.raises(InputError, match="embeddings of shape"):
         context.decode_embeddings(np.zeros((4, 99), np.float32), positions)
     with pytest.raises(InputError, match="positions of shape"):
-        context.decode_embeddings(embeddings(4, model), positions[0])
+        context.decode(Batch.of_embeddings(embeddings(4, model), positions[0]))
     with pytest.raises(InputError, match="sequence 1, expected 0 to 0"):
         context.remove(1, 0)
     with pytest.raises(InputError, match="a sequence beyond"):
