@@ -166,6 +166,7 @@ class Bar:
 
 def _rich_bar(unit: str) -> Any:
     from rich import progress
+    from rich.table import Column
     from rich.text import Text
 
     class Label(progress.ProgressColumn):
@@ -179,7 +180,7 @@ def _rich_bar(unit: str) -> Any:
     }
     named: list[progress.ProgressColumn] = [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
     columns: list[progress.ProgressColumn] = [
-        Label(),
+        Label(Column(no_wrap=True)),
         progress.BarColumn(),
         *counters.get(unit, named),
         progress.TimeRemainingColumn(),
