@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from PIL import Image
 
 from qvl.runtime import load
 from qvl.runtime.llama.binding import import_part
+from qvl.runtime.llama.context import Context
+from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.measure.speed import read_seconds, write_seconds
 from qvl.runtime.model import Model
 
@@ -25,22 +27,24 @@ READ, WRITE = 512, 32  # tokens
 QUESTION = "What is in this picture?"
 SIZE = 448
 THEIRS = "f16"  # the mmproj that llama.cpp's users get
+COLD = "--no-warmup"  # it runs everything once before it begins, unless told so
+PARTS = ("cold", "warm", "rates")
 InTurns = Callable[..., dict[str, list[float]]]
 
 
 def measure(
     args: argparse.Namespace, text: Path, mmprojs: dict[str, Path], in_turns: InTurns
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """Cold starts, warm answers and rates; seconds by name, and tokens a second for the rates."""
     options = {"rounds": args.rounds, "budget": args.budget}
-    with tempfile.TemporaryDirectory() as folder:
-        cold = in_turns(cold_runs(args, text, mmprojs, Path(folder)), **options, warm=False)
-    return {
-        "size": SIZE,
-        "cold": cold,
-        "warm": warm(args, text, mmprojs, in_turns, options),
-        "rates": rates(args, text, in_turns, options),
-    }
+    if "cold" in args.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            runs = cold_runs(args, text, mmprojs, Path(folder))
+            yield {"size": SIZE, "cold": in_turns(runs, **options, warm=False)}
+    if "warm" in args.parts:
+        yield {"size": SIZE, "warm": warm(args, text, mmprojs, in_turns, options)}
+    if "rates" in args.parts:
+        yield {"rates": rates(args, text, in_turns, options)}
 
 
 def noise(n: int) -> Any:
@@ -64,10 +68,11 @@ def cold_runs(
 
     mtmd = [str(args.peers / "llama-mtmd-cli"), "--chat-template", "chatml"]
     qvl = [sys.executable, "-m", "qvl.cli", "chat", "--no-cache"]
+    programs = (("qvl", qvl), ("llama-mtmd-cli", mtmd), (f"llama-mtmd-cli {COLD}", [*mtmd, COLD]))
     return {
         f"{name} {kind.upper()}": run(program, mmproj)
         for kind, mmproj in mmprojs.items()
-        for name, program in (("qvl", qvl), ("llama-mtmd-cli", mtmd))
+        for name, program in programs
         if name == "qvl" or kind == THEIRS
     }
 
@@ -125,9 +130,10 @@ def rates(
         return float(json.loads(done.stdout)[0]["avg_ts"])
 
     with ExitStack() as stack:
-        model = stack.enter_context(load(text, device="cpu", threads=args.threads))
-        reader = stack.enter_context(model.context(n_ctx=READ))
-        writer = stack.enter_context(model.context(n_ctx=READ))
+        model = stack.enter_context(LlamaModel(text, device="cpu"))
+        reader, writer = (
+            stack.enter_context(Context(model, n_ctx=READ, threads=args.threads)) for _ in range(2)
+        )
         turns: dict[str, Callable[[int], Any]] = {
             "qvl prefill": lambda n: READ / read_seconds(reader, READ),
             "llama-bench prefill": lambda n: peer(["-p", READ, "-n", 0]),

@@ -82,10 +82,11 @@ def _goals(results: dict[str, Any]) -> Iterator[Row]:
                 yield _goal(what, f"{size}x{size}", must, aim, seconds[ours], seconds[theirs])
     if programs := results.get("programs"):
         for part, (must, aim) in PROGRAM_GOALS.items():
-            found = programs[part]
+            found = programs.get(part, {})
             for ours, theirs, files in (
                 ("qvl F16", "llama-mtmd-cli F16", "same F16 mmproj"),
                 ("qvl Q8_0", "llama-mtmd-cli F16", "our Q8_0, their F16"),
+                ("qvl F16", "llama-mtmd-cli --no-warmup F16", "same F16 mmproj, theirs with --no-warmup"),
             ):
                 if ours in found and theirs in found:
                     size = f"{programs['size']}x{programs['size']}"
@@ -138,7 +139,9 @@ def _profile(found: dict[str, Any]) -> list[str]:
 
 
 def _rates(found: dict[str, Any]) -> list[str]:
-    rates = found["rates"]
+    rates = found.get("rates", {})
+    if not rates:
+        return []
     rows = []
     for what in ("prefill", "generation"):
         ours, theirs = (_median(rates[f"{name} {what}"]) for name in ("qvl", "llama-bench"))

@@ -7,7 +7,8 @@
 Writes benchmarks/vision.json, and from it benchmarks/vision.svg and a section of benchmarks/README.md.
 Contenders take turns, picture by picture, in one process, on the same files and a new picture each round;
 ratios are of medians. What is not measured this time stays in the JSON as it was, so that a long run can
-be made in parts. transformers takes part where torch is installed.
+be made in parts (`--sections`, `--sizes`, `--only`): keep those whose ratio counts in one part.
+transformers takes part where torch is installed.
 """
 
 from __future__ import annotations
@@ -151,6 +152,13 @@ def measure_packing(args: argparse.Namespace, mmproj: Path) -> dict[str, Any]:
         return {**conditions(args), "seconds": in_turns(turns, args.rounds, args.budget, args.timer)}
 
 
+def merge(sizes: dict[str, Any], size: str, found: dict[str, Any]) -> None:
+    """Put what was measured at a size in place of what these contenders took before, beside the others'."""
+    old = sizes.get(size, {})
+    same = {**old, "seconds": {}} == {**found, "seconds": {}}
+    sizes[size] = {**found, "seconds": {**(old["seconds"] if same else {}), **found["seconds"]}}
+
+
 def conditions(args: argparse.Namespace) -> dict[str, Any]:
     return {"threads": args.threads, "clock": args.clock}
 
@@ -163,7 +171,7 @@ def measure(args: argparse.Namespace, work: Path, results: dict[str, Any], save:
         text, mmprojs = random_model.files(work, random_model.SEEING, args.types)
         if "encode" in args.sections:
             for size, found in Encode(args, text, mmprojs).run():
-                results.setdefault("encode", {})[size] = found
+                merge(results.setdefault("encode", {}), size, found)
                 save()
         if "profile" in args.sections:
             measure_profile(args, mmprojs, results.setdefault("profile", {}))
@@ -178,8 +186,10 @@ def measure(args: argparse.Namespace, work: Path, results: dict[str, Any], save:
             pair = (whole, made)
         elif args.mmproj is not None:
             pair = (args.text, dict(zip(("f16", "q8_0"), args.mmproj, strict=False)))
-        results["programs"] = {**conditions(args), **programs.measure(args, *pair, in_turns)}
-        save()
+        found = results.setdefault("programs", {})
+        for part in programs.measure(args, *pair, in_turns):
+            found.update(conditions(args) | part)
+            save()
 
 
 def main() -> None:
@@ -191,6 +201,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=[*SIZES], metavar="W[xH]")
     parser.add_argument("--only", nargs="+", metavar="NAME", help='encoders by name, as "mtmd F16"')
     parser.add_argument("--profile-sizes", nargs="+", default=["448", "896"], metavar="W[xH]")
+    parser.add_argument("--parts", nargs="+", choices=programs.PARTS, default=[*programs.PARTS])
     parser.add_argument("--types", nargs="+", default=[*TYPES])
     parser.add_argument("--rounds", type=int, default=3, help="that count, after a first that does not")
     parser.add_argument("--budget", type=float, default=180.0, help="seconds a size may take, about")

@@ -67,7 +67,7 @@ def chat(
     from qvl.cli import sessions
     from qvl.cli.conversation import Conversation
     from qvl.cli.engine import open_model
-    from qvl.cli.looking import Looking
+    from qvl.cli.looking import Looking, looked_at_whole
     from qvl.cli.repl import Repl
 
     out = Output(quiet, verbose)
@@ -75,11 +75,12 @@ def chat(
     attachments = [*(attach(image, "image") if image else ()), *(attach(video, "video") if video else ())]
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema(schema) if schema else None
-    with open_model(model, out, use_cache=not no_cache) as loaded:
+    detail = image_detail or (None if model.min_pixels or model.max_pixels else "auto")
+    ahead = partial(looked_at_whole, attachments, detail) if attachments else None
+    with open_model(model, out, use_cache=not no_cache, ahead=ahead) as loaded:
         conversation = Conversation(
             loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
         )
-        detail = image_detail or (None if model.min_pixels or model.max_pixels else "auto")
         looking = Looking(loaded, detail, out, fps)
         repl = Repl(conversation, out, looking, as_json=json)
         if saved:

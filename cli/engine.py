@@ -13,15 +13,18 @@ from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from qvl.runtime.model import Model
+    from qvl.runtime.model import Ahead, Model
 
 
 @contextmanager
-def open_model(options: ModelOptions, out: Output, *, use_cache: bool = False) -> Iterator[Model]:
+def open_model(
+    options: ModelOptions, out: Output, *, use_cache: bool = False, ahead: Ahead | None = None
+) -> Iterator[Model]:
     """The model that the options name, loaded, and freed at the end.
 
     Args:
         use_cache: keep the embeddings of pictures on disk, for the next time they are asked about.
+        ahead: what to look at while the text model loads; see `qvl.runtime.load`.
 
     Raises:
         QvlError: what `qvl.runtime.load` raises.
@@ -33,7 +36,13 @@ def open_model(options: ModelOptions, out: Output, *, use_cache: bool = False) -
     show_log(out)
     with out.progress("loading", "%", delay=1.0) as bar:
         cache = EmbeddingCache(default_directory(), memory_bytes=0) if use_cache else None
-        model = load(options.path, **options.kwargs(), cache=cache, progress=lambda share: bar(share, 1.0))
+        model = load(
+            options.path,
+            **options.kwargs(),
+            cache=cache,
+            progress=lambda share: bar(share, 1.0),
+            ahead=ahead,
+        )
     if options.path is None:
         introduce(out)
     with model:

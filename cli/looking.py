@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final, get_args
 from qvl.cli.attachments import Attachment
 from qvl.cli.conversation import size_of
 from qvl.cli.output import Output, format_table, human_seconds
+from qvl.runtime.prompt import VisionChunk
 from qvl.runtime.vision.detail import LOW_TOKENS, Cost, Detail, cost, max_pixels, seconds
 from qvl.runtime.vision.preprocess import Preprocessor
 from qvl.runtime.vision.video import FRAME_FACTOR, VideoOptions, VideoPlan, plan_video
@@ -17,9 +19,30 @@ from qvl.runtime.vision.video import FRAME_FACTOR, VideoOptions, VideoPlan, plan
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
     from qvl.runtime.vision.detail import Pace
+    from qvl.runtime.vision.encoder import VisionEncoder
 
 _TOKEN_PIXELS: Final = 28 * 28
 _HEADER: Final = ("--image-detail", "--max-pixels", "looked at as", "tokens", "about")
+
+
+def looked_at_whole(
+    attachments: Sequence[Attachment], detail: Detail | None, vision: VisionEncoder
+) -> list[VisionChunk]:
+    """The pictures that `Looking` will not shrink, as is known before the pace of the machine is.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    return [
+        VisionChunk(a.kind, str(a.path), a.options)
+        for a in attachments
+        if a.kind == "image" and (detail in (None, "high") or _is_small(vision.preprocessor, a.path))
+    ]
+
+
+def _is_small(preprocessor: Preprocessor, path: Path) -> bool:
+    width, height = size_of(path)
+    return preprocessor.n_tokens(height, width) <= LOW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -50,9 +73,9 @@ class Looking:
         if self.detail is None:
             return attachment
         preprocessor = self.model.vision.preprocessor
-        width, height = size_of(attachment.path)
-        if preprocessor.n_tokens(height, width) <= LOW_TOKENS:
+        if _is_small(preprocessor, attachment.path):
             return attachment
+        width, height = size_of(attachment.path)
         bound = self.max_pixels(self.detail)
         tall, wide = preprocessor.size(height, width)
         if tall * wide <= bound:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -65,7 +67,36 @@ class EmbeddingStore:
         self._patches: dict[str, Patches] = {}
         self._embeddings: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._sources: dict[str, VisionChunk] = {}
+        self._thread: threading.Thread | None = None
+        self._called_off = threading.Event()
+        self._early: set[str] = set()
         self.n_encoded = 0
+
+    def look_ahead(self, wanted: Callable[[], Iterable[VisionChunk]]) -> None:
+        """Begin to encode in a thread; whoever uses the store next waits for its end.
+
+        Args:
+            wanted: says what is likely to be asked about; called in the thread.
+        """
+
+        def work() -> None:
+            # what cannot be read says so when the prompt that names it is read
+            with suppress(Exception):
+                units = [self._unit(chunk, None) for chunk in wanted()]
+                self._early.update(self._make(units, lambda _: not self._called_off.is_set()))
+
+        self._thread = threading.Thread(target=work, name="qvl-look-ahead", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Call off what is encoded ahead."""
+        self._called_off.set()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def units(self, chunks: Iterable[Chunk], progress: Watch | None = None) -> list[Unit]:
         """The sequence that a prompt's chunks make in the KV cache; see `unit`."""
@@ -87,6 +118,10 @@ class EmbeddingStore:
             InputError: there is no image encoder, or the source cannot be read.
             Cancelled: progress returned False.
         """
+        self._settle()
+        return self._unit(chunk, progress)
+
+    def _unit(self, chunk: VisionChunk, progress: Watch | None) -> VisionUnit:
         key = source_key(chunk)
         self._sources[key] = chunk
         if key not in self._units:
@@ -104,17 +139,26 @@ class EmbeddingStore:
         Raises:
             Cancelled: progress returned False.
         """
+        self._settle()
+        units = list(units)
+        early = self._early.intersection(unit.key for unit in units)
+        self._early -= early
+        self.n_encoded += len(early) + len(self._make(units, progress))
+
+    def _make(self, units: Iterable[VisionUnit], progress: Watch | None) -> list[str]:
+        """Encode those that are missing, and say which."""
         missing = [key for key in dict.fromkeys(u.key for u in units) if key not in self._embeddings]
+        patches: dict[str, Patches] = {}
         if missing:
             patches = {key: self._patches.get(key) or self._prepare(self._sources[key]) for key in missing}
             if self._cache is not None:
                 self._take_cached(self._cache, patches)
             made = self._need_eyes().encode_patches([*patches.values()], progress) if patches else []
-            self.n_encoded += len(made)
             for key, embedding in zip(patches, made, strict=True):
                 self._embeddings[key] = embedding.embeddings
                 if self._cache is not None:
                     self._cache.put(embedding_key(patches[key], self._need_eyes().identity), embedding)
+        return [*patches]
 
     def _take_cached(self, cache: EmbeddingCache, patches: dict[str, Patches]) -> None:
         """Move what the cache has from patches to the embeddings."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ from qvl.runtime.vision.video import VideoOptions, load_video
 if TYPE_CHECKING:
     from qvl.runtime.caption.record import Record
 
+Ahead: TypeAlias = Callable[[VisionEncoder], Iterable[VisionChunk]]
+"""Says what will be asked about."""
+
 N_CTX: Final = 8192
 _LOGIT_ROWS: Final = 128
 
@@ -49,6 +53,7 @@ def load(
     precision: Precision = "auto",
     cache: EmbeddingCache | None = None,
     progress: Callable[[float], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> Model:
     """Open a model.
 
@@ -64,6 +69,8 @@ def load(
         precision: of the image encoder: "auto", or "exact"; see `VisionEncoder`.
         cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
         progress: called with the fraction of the text model that is loaded.
+        ahead: says what will be asked about, in another thread; a CPU looks at that while the text model
+            loads.
 
     Raises:
         InputError: no such file or device, or several files to choose from.
@@ -71,9 +78,15 @@ def load(
         BackendError: llama.cpp refused, for want of memory as a rule.
     """
     files = find_model(path, mmproj)
-    text = LlamaModel(files.text, device=device, n_gpu_layers=n_gpu_layers, progress=progress)
-    try:
-        vision = None
+    with ExitStack() as opened:
+
+        def open_text() -> LlamaModel:
+            model = LlamaModel(files.text, device=device, n_gpu_layers=n_gpu_layers, progress=progress)
+            opened.callback(model.close)
+            return model
+
+        text = open_text() if ahead is None else None
+        vision, store = None, EmbeddingStore(None)
         if files.mmproj is not None:
             vision = VisionEncoder(
                 files.mmproj,
@@ -83,10 +96,18 @@ def load(
                 max_pixels=max_pixels,
                 precision=precision,
             )
-        return Model(text, vision, n_ctx=n_ctx, threads=threads, kv_type=kv_type, cache=cache)
-    except BaseException:
-        text.close()
-        raise
+            opened.callback(vision.close)
+            store = EmbeddingStore(_Eyes(vision), cache=cache)
+            opened.callback(store.close)
+            if ahead is not None and vision.device.is_cpu:
+                vision.spare_threads(1)  # llama.cpp loads with one
+                store.look_ahead(partial(ahead, vision))
+        text = text or open_text()
+        if vision is not None:
+            vision.spare_threads(0)
+        model = Model(text, vision, n_ctx=n_ctx, threads=threads, kv_type=kv_type, store=store)
+        opened.pop_all()
+    return model
 
 
 class Model:
@@ -109,16 +130,18 @@ class Model:
         n_ctx: int = N_CTX,
         threads: int | None = None,
         kv_type: str = "f16",
-        cache: EmbeddingCache | None = None,
+        store: EmbeddingStore | None = None,
     ) -> None:
-        """The model owns both parts from now on, and closes them.
+        """The model owns its parts from now on, and closes them.
+
+        Args:
+            store: over this encoder.
 
         Raises:
             GGUFError: the mmproj is of a model of another width.
         """
         if vision is not None and vision.n_embd != text.hparams.n_embd:
             width = vision.n_embd
-            vision.close()
             raise GGUFError(
                 f"{vision.path}: gives embeddings {width} wide, {text.path.name} takes {text.hparams.n_embd}",
                 hint="the mmproj belongs to another model",
@@ -131,7 +154,7 @@ class Model:
         self._vision = vision
         self.threads = threads
         self._kv_type = kv_type
-        self._store = EmbeddingStore(_Eyes(vision) if vision is not None else None, cache=cache)
+        self._store = store or EmbeddingStore(_Eyes(vision) if vision is not None else None)
         self._sessions: list[Session] = []
         self._default: Session | None = None
 
@@ -205,6 +228,7 @@ class Model:
             session.close()
         self._sessions.clear()
         self._default = None
+        self._store.close()
         if self._vision is not None:
             self._vision.close()
             self._vision = None

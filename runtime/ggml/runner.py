@@ -54,9 +54,8 @@ class Runner:
         self._backends = [lib.ggml_backend_dev_init(d.handle, None) for d in chain]
         if not all(self._backends):
             raise BackendError(f"device {device.name} cannot be started", hint="use --device cpu")
-        for backend, each in zip(self._backends, chain, strict=True):
-            if each.is_cpu:
-                _set_threads(backend, each, threads)
+        self._cpus = [pair for pair in zip(self._backends, chain, strict=True) if pair[1].is_cpu]
+        self.set_threads(threads)
         n = len(self._backends)
         array = (ctypes.c_void_p * n)(*self._backends)
         bufts = (ctypes.c_void_p * n)(*[lib.ggml_backend_dev_buffer_type(d.handle) for d in chain])
@@ -65,6 +64,11 @@ class Runner:
         )
         self._watcher: Any = None
         self._ready: Graph | None = None
+
+    def set_threads(self, threads: int) -> None:
+        """Another number of CPU threads; a run that is watched takes it over with its next named node."""
+        for backend, device in self._cpus:
+            _set_threads(backend, device, threads)
 
     def prepare(self, graph: Graph) -> None:
         """Place a graph's nodes in memory; it stays placed until another graph is.

@@ -89,7 +89,8 @@ class VisionEncoder:
         self.preprocessor = Preprocessor.from_metadata(file.metadata).with_pixels(min_pixels, max_pixels)
         self.device = find_device(device)
         self._weights = tensors.load(file, self.config, self.device)
-        self._runner = Runner(self.device, threads or default_threads(), max_nodes=1 << 16)
+        self._threads = threads or default_threads()
+        self._runner = Runner(self.device, self._threads, max_nodes=1 << 16)
         self._layers = _layers(precision, self._weights, self.device, self.config)
         self._last: tuple[tuple[Grid, ...], Encoding] | None = None
         self._lock = threading.Lock()
@@ -99,6 +100,10 @@ class VisionEncoder:
     def precision(self) -> str:
         """How it computes: "exact", or "bfloat16" by our own kernels."""
         return "bfloat16" if isinstance(self._layers, Fast) else "exact"
+
+    def spare_threads(self, n: int) -> None:
+        """Leave n of its CPU threads to others from now on; a run that reports progress does so half-way."""
+        self._runner.set_threads(max(1, self._threads - n))
 
     @property
     def n_embd(self) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.sessions import FakeEyes
 
 from qvl.runtime.embeddings import EmbeddingStore, source_key
+from qvl.runtime.errors import ImageError
 from qvl.runtime.prompt import VisionChunk
 from qvl.runtime.tokens import common_prefix
 
@@ -48,6 +51,45 @@ def test_a_store_stays_within_its_bound(eyes: FakeEyes) -> None:
     store.unit(VisionChunk("image", np.full((56, 56, 3), 0, np.uint8)))
     store.encode([units[0]])
     assert eyes.encoded == [6, 1] and eyes.prepared == 7
+
+
+def _grey(value: int) -> VisionChunk:
+    return VisionChunk("image", np.full((56, 56, 3), value, np.uint8))
+
+
+def test_what_was_looked_at_ahead_is_waited_for_and_counted_once(eyes: FakeEyes) -> None:
+    eyes.pause = 0.01
+    store = EmbeddingStore(eyes)
+    store.look_ahead(lambda: [_grey(1), _grey(2)])
+    units = [store.unit(_grey(value)) for value in (2, 3)]  # waits
+    assert eyes.encoded == [2] and store.n_encoded == 0  # nothing was asked for yet
+    store.encode(units)
+    assert eyes.encoded == [2, 1] and store.n_encoded == 2
+    expected = EmbeddingStore(FakeEyes(eyes.n_embd))
+    expected.encode([expected.unit(_grey(2))])
+    assert np.array_equal(store.embeddings(units[0]), expected.embeddings(units[0]))
+    store.encode(units)
+    assert store.n_encoded == 2
+
+
+def test_what_is_looked_at_ahead_is_called_off(eyes: FakeEyes) -> None:
+    eyes.pause = 0.02
+    store = EmbeddingStore(eyes)
+    store.look_ahead(lambda: [_grey(value) for value in range(100)])  # 20 s of it
+    started = time.perf_counter()
+    store.close()
+    assert time.perf_counter() - started < 5
+    store.encode([store.unit(_grey(1))])
+    assert store.n_encoded == 1
+
+
+def test_what_cannot_be_read_ahead_says_so_when_it_is_asked_about(eyes: FakeEyes) -> None:
+    store = EmbeddingStore(eyes)
+    missing = VisionChunk("image", "missing.png")
+    store.look_ahead(lambda: [missing])
+    store.encode([store.unit(_grey(1))])
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        store.unit(missing)
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
