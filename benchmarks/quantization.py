@@ -3,8 +3,8 @@
     python benchmarks/quantization.py [--checkpoint models/nano]
 
 Every pair of types is converted plain and with an importance matrix, compared with float32, and asked
-questions whose answers are known. Writes quantization.json, and from it quantization.md and
-quantization.svg. Rows that the JSON has already for the same weights are not measured again.
+questions whose answers are known. Writes quantization.json, and from it quantization.md,
+quantization.svg and a table in the README. Rows that the JSON has already for the same weights are not measured again.
 Needs the extra qvl[train], which draws the pictures.
 """
 
@@ -77,6 +77,7 @@ def main() -> None:
             for _ in measure(args, Path(folder), results):
                 path.write_text(json.dumps(results, indent=1) + "\n")
     quantization_report.write(results, HERE / "quantization.md", HERE / "quantization.svg")
+    quantization_report.quote(results, HERE.parent / "README.md")
 
 
 def measure(args: argparse.Namespace, folder: Path, results: dict[str, Any]) -> Iterator[None]:
