@@ -4,7 +4,8 @@
 
 Every pair of types is converted plain and with an importance matrix, compared with float32, and asked
 questions whose answers are known. Writes quantization.json, and from it quantization.md,
-quantization.svg and a table in the README. Rows that the JSON has already for the same weights are not measured again.
+quantization.svg and a table in the README. Rows that the JSON has already for the same weights are not
+measured again.
 Needs the extra qvl[train], which draws the pictures.
 """
 
