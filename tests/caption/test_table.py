@@ -12,8 +12,11 @@ from qvl.runtime.caption.table import Csv, Jsonl, Table, scan
 from qvl.runtime.errors import FormatError
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+# As the system gives them: any bytes but NUL, decoded together (apart, they may make a name that no file has)
 NAMES = st.tuples(TEXT, st.binary(max_size=3)).map(
-    lambda parts: (parts[0] + parts[1].decode("utf-8", "surrogateescape")).replace("\0", "") or "a.png"
+    lambda parts: (
+        (parts[0].encode() + parts[1].replace(b"\0", b"")).decode("utf-8", "surrogateescape") or "a.png"
+    )
 )
 RECORDS = st.builds(
     Record,
