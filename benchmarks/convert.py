@@ -5,7 +5,8 @@
 FOLDER is a BF16 checkpoint of Qwen2-VL (for the published figures one of random weights in the 2B's
 shape), --source an unpacked llama-cpp-python, for its convert_hf_to_gguf.py, which needs torch and
 transformers (the extra qvl[parity]) and sentencepiece. Both sides make a Q4_K_M text file and a Q8_0
-mmproj, in turns, with the source's pages in the cache. Writes convert.json and convert.md.
+mmproj, in turns, with the source's pages in the cache. Writes convert.json, and from it a section of
+README.md.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from qvl.runtime.measure.machine import describe_machine
 
 HERE = Path(__file__).resolve().parent
 GOAL_TIME, GOAL_MEMORY = 0.6, 1e9
+BEGIN, END = "<!-- convert: begin -->", "<!-- convert: end -->"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for the files, which take 8 GB for the 2B")
     args = parser.parse_args()
+    for shard in args.checkpoint.glob("*.safetensors"):
+        with shard.open("rb") as file:
+            while file.read(1 << 24):
+                pass  # into the cache
     runs: dict[str, list[Run]] = {"qvl": [], "llama.cpp": []}
     for _ in range(args.rounds):
         for name, side in (("qvl", ours), ("llama.cpp", theirs)):
@@ -71,7 +77,7 @@ def main() -> None:
         "runs": {name: [asdict(run) for run in made] for name, made in runs.items()},
     }
     (HERE / "convert.json").write_text(json.dumps(results, indent=1) + "\n")
-    (HERE / "convert.md").write_text(report(results, runs))
+    write_section(HERE / "README.md", report(results, runs))
 
 
 def ours(args: argparse.Namespace, folder: Path) -> Run:
@@ -141,8 +147,17 @@ class _Anonymous:
         return self._peak
 
 
+def write_section(page: Path, section: str) -> None:
+    """Put the section between its markers, or at the end of a page that has none."""
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    if not begin:
+        before, rest = text + "\n", END
+    page.write_text(f"{before}{BEGIN}\n{section}{END}{rest.partition(END)[2] or chr(10)}", encoding="utf-8")
+
+
 def report(results: dict[str, object], runs: dict[str, list[Run]]) -> str:
-    """The page."""
+    """The section."""
     machine = results["machine"]
     assert isinstance(machine, dict)
     ratios = {
@@ -152,7 +167,7 @@ def report(results: dict[str, object], runs: dict[str, list[Run]]) -> str:
         for what in ("seconds", "cpu_seconds")
     }
     lines = [
-        "# Conversion", "",
+        "## Conversion", "",
         f"Written by `python benchmarks/convert.py`: a BF16 checkpoint of "
         f"{_gb(results['checkpoint_bytes'])} to Q4_K_M with a Q8_0 mmproj, against convert_hf_to_gguf.py and "
         "llama-quantize, in turns.", "",
