@@ -45,8 +45,8 @@ HERE = Path(__file__).resolve().parent
 TASKS = ("describe 1", "describe 2", "count", "read digits", "ground")
 PAIRS = (
     ("bf16", "bf16"), ("q8_0", "q8_0"), ("q6_k", "q8_0"), ("q5_k_m", "q8_0"), ("q5_k_m", "q5_k"),
-    ("q4_k_m", "q8_0"), ("q4_k_m", "q6_k"), ("q4_k_m", "q4_k"), ("q4_0", "q8_0"), ("q4_0", "q4_0"),
-    ("iq4_xs", "q8_0"), ("iq4_xs", "q6_k"), ("iq4_xs", "iq4_xs"), ("q3_k_m", "q8_0"), ("q3_k_m", "q4_k"),
+    ("q4_k_m", "q8_0"), ("q4_k_m", "q6_k"), ("q4_k_m", "q4_k"), ("q4_0", "q4_0"),
+    ("iq4_xs", "q8_0"), ("iq4_xs", "iq4_xs"), ("q3_k_m", "q8_0"), ("q3_k_m", "q4_k"),
     ("iq3_xxs", "q8_0"), ("iq3_xxs", "iq3_xxs"), ("q2_k", "q8_0"), ("q2_k", "q4_k"), ("iq2_xs", "q8_0"),
 )  # fmt: skip
 NO_MATRIX = ("bf16", "q8_0")  # these make no choices that it could weigh
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=HERE.parent / "models/nano")
     parser.add_argument("--questions", type=int, default=20, help="of each task, with known answers")
     parser.add_argument("--samples", type=int, default=12, help="of each task, for the divergence")
-    parser.add_argument("--calibration", type=int, default=60, help="of each task, for the importance matrix")
+    parser.add_argument("--calibration", type=int, default=30, help="of each task, for the importance matrix")
     parser.add_argument("--report", action="store_true", help="write the report of the JSON as it is")
     args = parser.parse_args()
     path = HERE / "quantization.json"
