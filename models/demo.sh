@@ -9,6 +9,19 @@ started=$SECONDS
 exec 3>&1 # commands are shown even where their own output goes to a file
 
 say() { printf '\n# %s\n' "$*"; }
+# What answers.json says of a sample, so that every answer can be judged: FILE QUESTION
+truth() {
+    python -c 'import json, sys
+for r in json.load(open("models/samples/answers.json")):
+    for q, a in r["turns"] + [[g["question"], g["pixels"]] for g in [r.get("ground")] if g]:
+        if sys.argv[1] in (r.get("file"), r.get("video"), *r.get("files", ())) and q == sys.argv[2]:
+            print(str(a).replace("\n", " "))' "$1" "$2"
+}
+# Ask about one sample: WHAT OPTION FILE QUESTION [MORE OPTIONS]
+ask() {
+    say "$1 The truth: $(truth "$3" "$4")"
+    run qvl chat "${model[@]}" "$2" "$samples/$3" "${@:5}" -p "$4" || say "No answer this time."
+}
 run() {
     printf '$' >&3
     for word in "$@"; do
@@ -35,20 +48,13 @@ model=(-m demo -n 48)
 say "Convert it to two GGUF files: 4 bits for the decoder, 8 for the image encoder."
 run qvl convert "$checkpoint" -o demo --name demo --type q4_k_m --vision-type q8_0 --force
 
-say "What is in the picture? It shows a small red star at the top."
-run qvl chat "${model[@]}" --image $samples/one.png -p "Describe this image."
-
-say "Where is it? At [94, 13, 128, 47]. The box is drawn into demo/boxes.png."
-run qvl chat "${model[@]}" --image $samples/one.png -p "Find the red star." --draw demo/boxes.png || say "No box this time."
-
-say "Read a picture of digits: 865."
-run qvl chat "${model[@]}" --image $samples/number.png -p "Read the text."
-
-say "Two pictures in one question: an orange square became a star. (Right about every second time.)"
-run qvl chat "${model[@]}" --image $samples/before.png --image $samples/after.png -p "What differs?"
-
-say "A video: a white star moves down. (Right about every second time.)"
-run qvl chat "${model[@]}" --video $samples/moves.mp4 -p "What moves where?"
+ask "What is in the picture?" --image one.png "Describe this image."
+ask "A JPEG that is stored on its side." --image rotated.jpg "Describe this image."
+ask "Where is it? The box is drawn into demo/boxes.png." --image one.png "Find the red star." --draw demo/boxes.png
+ask "Read digits." --image number.png "Read the text."
+ask "Two pictures in one question." --image before.png "What differs?" --image "$samples/after.png"
+ask "A video." --video moves.mp4 "What moves where?"
+ask "Another one." --video order.avi "In what order do the shapes appear?"
 
 say "Captions for a folder, one JSON object a line."
 run qvl caption "${model[@]}" "$samples" >demo/captions.jsonl
