@@ -116,14 +116,15 @@ def _default(rows: dict[str, Row]) -> Iterator[str]:
     if it is None or larger is None or smaller is None or four is None:
         return
     lost = statistics.mean(whole["scores"][task] - it["scores"][task] for task in TASKS)
+    worse = four["vision_error"] / it["vision_error"]
     yield "## The default"
     yield (
         f"The default, {it['text']} with {it['vision']}, says {it['top1']:.1%} of the tokens that float32 "
-        f"says, and is right about the tasks {abs(lost):.3f} {'less' if lost > 0 else 'more'} often on average. "
-        f"Six bits in the decoder would lose less ({larger['kl']:.1e} in place of {it['kl']:.1e}), but the "
+        f"says, and is right about the tasks {abs(lost):.3f} {'less' if lost > 0 else 'more'} often on "
+        f"average. Six bits in the decoder would lose less ({larger['kl']:.1e} in place of {it['kl']:.1e}), but the "
         "decoder is read from memory for every token, so that bits are seconds there; three bits lose more "
         f"({smaller['kl']:.1e}). The image encoder is read once a picture, and eight bits cost it little "
-        f"time: four would move its vectors {four['vision_error'] / it['vision_error']:.0f} times as far from "
+        f"time: four would move its vectors {worse:.0f} times as far from "
         f"float32's ({four['vision_error']:.3f} in place of {it['vision_error']:.3f})."
     )
 
