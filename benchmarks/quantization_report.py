@@ -119,12 +119,12 @@ def _default(rows: dict[str, Row]) -> Iterator[str]:
     worse = four["vision_error"] / it["vision_error"]
     yield "## The default"
     yield (
-        f"The default, {it['text']} with {it['vision']}, says {it['top1']:.1%} of the tokens that float32 "
-        f"says, and is right about the tasks {abs(lost):.3f} {'less' if lost > 0 else 'more'} often on "
-        f"average. Six bits in the decoder would lose less ({larger['kl']:.1e} in place of {it['kl']:.1e}), but "
-        "the decoder is read from memory for every token, so that bits are seconds there; three bits lose more "
-        f"({smaller['kl']:.1e}). The image encoder is read once a picture, and eight bits cost it little "
-        f"time: four would move its vectors {worse:.0f} times as far from "
+        f"The default, {it['text']} with {it['vision']}, says {it['top1']:.1%} of the tokens that "
+        f"float32 says, and is right about the tasks {abs(lost):.3f} {'less' if lost > 0 else 'more'} often "
+        f"on average. Six bits in the decoder would lose less ({larger['kl']:.1e} in place of "
+        f"{it['kl']:.1e}), but the decoder is read from memory for every token, so that bits are seconds "
+        f"there; three bits lose more ({smaller['kl']:.1e}). The image encoder is read once a picture, and "
+        f"eight bits cost it little time: four would move its vectors {worse:.0f} times as far from "
         f"float32's ({four['vision_error']:.3f} in place of {it['vision_error']:.3f})."
     )
 
