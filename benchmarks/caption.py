@@ -93,13 +93,13 @@ def run_qvl(model: Model, paths: list[Path], tokens: int, parallel: int | None, 
 
 
 @contextmanager
-def server(bin_dir: Path, text: Path, mmproj: Path, threads: int) -> Iterator[str]:
-    """llama-server with its slots ready; its address."""
+def server(bin_dir: Path, text: Path, mmproj: Path, threads: int, *more: str) -> Iterator[str]:
+    """llama-server with its slots ready; its address. more: further arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [bin_dir / "llama-server", "-m", text, "--mmproj", mmproj, "--port", port, "-np", SLOTS]
-    command += ["-c", 2048 * SLOTS, "-t", threads, "--cache-ram", 0, "--no-webui"]
+    command += ["-c", 2048 * SLOTS, "-t", threads, "--cache-ram", 0, "--no-webui", *more]
     with subprocess.Popen(
         [str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -175,7 +175,8 @@ def main() -> None:
     parser.add_argument("--mmproj", type=Path, required=True)
     parser.add_argument("--own-mmproj", type=Path, action="append", default=[], help="also run qvl with this")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-mtmd-cli")
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--no-repack", action="store_true", help="also run llama-server with that")
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--loop-images", type=int, default=4)
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--tokens", type=int, default=64)
@@ -186,7 +187,10 @@ def main() -> None:
     args = parser.parse_args()
     own = [args.mmproj, *args.own_mmproj]
     qvl = [Measured(f"qvl, {path.name}") for path in own]
-    peer, loop = Measured(f"llama-server, {SLOTS} slots"), Measured("llama-mtmd-cli, in a loop")
+    loop = Measured("llama-mtmd-cli, in a loop")
+    peers: dict[tuple[str, ...], Measured] = {(): Measured(f"llama-server, {SLOTS} slots")}
+    if args.no_repack:
+        peers[("--no-repack",)] = Measured(f"llama-server --no-repack, {SLOTS} slots")
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
             paths = pictures(Path(folder), args.images, args.size, number)
@@ -196,12 +200,13 @@ def main() -> None:
                     run_qvl(model, warm, 2, args.parallel, Measured("warm-up"))
                     run_qvl(model, paths, args.tokens, args.parallel, measured)
             if args.peers:
-                with server(args.peers, args.text, args.mmproj, args.threads) as address:
-                    run_server(address, warm, 2, Measured("warm-up"))
-                    run_server(address, paths, args.tokens, peer)
+                for more, peer in peers.items():
+                    with server(args.peers, args.text, args.mmproj, args.threads, *more) as address:
+                        run_server(address, warm, 2, Measured("warm-up"))
+                        run_server(address, paths, args.tokens, peer)
                 if few := paths[: args.loop_images]:
                     run_loop(args.peers, args.text, args.mmproj, args.threads, few, args.tokens, loop)
-    report([m for m in (*qvl, peer, loop) if m.rates], args)
+    report([m for m in (*qvl, *peers.values(), loop) if m.rates], args)
 
 
 def report(measured: list[Measured], args: argparse.Namespace) -> None:
