@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import stat
 import threading
 import time
 from collections import deque
@@ -111,11 +112,16 @@ def content_hash(path: str) -> str:
     """
     digest = hashlib.sha256()
     try:
-        if Path(path).is_dir():
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ImageError(f"{path}: a folder, not a picture")
+        if not stat.S_ISREG(mode):  # a pipe or a device could keep the run waiting for ever
+            raise ImageError(f"{path}: expected a file, found a pipe, a socket or a device")
         with Path(path).open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+    except ImageError:
+        raise
     except FileNotFoundError as e:
         raise ImageError(f"{path}: no such file") from e
     except (OSError, ValueError) as e:

@@ -5,6 +5,7 @@ The runner knows nothing of models: it hands jobs to a `Captioner` and takes wha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,7 @@ class Plan:
         model: name that goes into the records.
         samples: captions of a picture.
         boxes: what a caption points at, given the picture's (width, height).
+        json: captions are to be JSON, and one that is cut before its end is a failure.
         threads: that read ahead.
     """
 
@@ -61,6 +63,7 @@ class Plan:
     seed: int = 0
     samples: int = 1
     boxes: Callable[[str, tuple[int, int]], tuple[Mapping[str, Any], ...]] | None = None
+    json: bool = False
     sidecars: Sidecars | None = None
     threads: int = 2
 
@@ -151,6 +154,9 @@ class Runner(Book):
         path = prepared.item.path
         if done.error is not None:
             return Record(path, error=f"{path}: {done.error}", sha256=prepared.sha256)
+        if self.plan.json and not all(_is_json(self.plan.wording.start + text) for text in done.texts):
+            what = f"no whole JSON in {done.completion_tokens // len(done.texts)} tokens: raise --max-tokens"
+            return Record(path, error=f"{path}: {what}", sha256=prepared.sha256)
         captions = tuple(self.joined(prepared.item, self.plan.wording.caption(text)) for text in done.texts)
         return Record(
             path,
@@ -165,3 +171,11 @@ class Runner(Book):
             boxes=self.plan.boxes(captions[0], prepared.size) if self.plan.boxes else (),
             sha256=prepared.sha256,
         )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -139,6 +139,7 @@ def plan_for(
         seed=options.seed,
         samples=options.samples,
         boxes=boxes_of,
+        json=options.schema is not None,
         sidecars=sidecars,
         threads=max(1, min(4, default_threads())),
     )

@@ -140,6 +140,16 @@ def test_a_schema_is_kept_by_all(model: Model, pictures: Path, tmp_path: Path) -
         assert json.loads(str(record.caption))["n"] in (1, 2, 3)
 
 
+def test_json_that_is_cut_is_a_failure(model: Model, pictures: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    records = list(model.caption(pictures, schema=tmp_path / "s.json", max_tokens=3))
+    assert {record.error for record in records} == {
+        f"{record.path}: no whole JSON in 3 tokens: raise --max-tokens" for record in records
+    }
+    assert not any(record.caption for record in records)
+
+
 def test_videos_are_captioned_as_videos(model: Model, tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 4, (56, 56))

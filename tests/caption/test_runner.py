@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,16 +58,25 @@ def test_bad_pictures_stop_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 5)).save(folder / "ribbon.png")
     bomb = bytearray(good[0].read_bytes())
     bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(bytes(bomb))
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")
     records = {Path(r.path).name: r for r in run(folder, tmp_path / "out.jsonl")}
+    odd = {"gone.png", "loop.png", "endless.png", "pipe.png"}
     failed = {name for name, record in records.items() if record.failed}
-    assert failed == {"empty.png", "text.jpg", "cut.png", "ribbon.png", "bomb.png", "gone.png"}
+    assert failed == {"empty.png", "text.jpg", "cut.png", "ribbon.png", "bomb.png", *odd}
     for name in failed:
         assert str(folder / name) in str(records[name].error)
         assert records[name].caption is None
     assert "found text" in str(records["text.jpg"].error)
-    assert len(lines(tmp_path / "out.jsonl")) == 10
+    assert "60000" in str(records["bomb.png"].error)
+    assert (
+        records["pipe.png"].error == f"{folder}/pipe.png: expected a file, found a pipe, a socket or a device"
+    )
+    assert len(lines(tmp_path / "out.jsonl")) == 13
 
 
 def test_errors_are_kept_and_retried_on_request(tmp_path: Path) -> None:
