@@ -33,7 +33,7 @@ run() {
 
 mkdir -p demo
 if [ -f models/nano/model.safetensors ]; then
-    say "The checkpoint: models/nano, a small Qwen2-VL of our own, trained on drawn shapes and digits."
+    say "The checkpoint: models/nano, a small Qwen2-VL of our own, trained on drawn shapes, digits and words."
     checkpoint=models/nano
 else
     say "No trained checkpoint is here, so this is a tiny one with RANDOM weights: its answers mean nothing."

@@ -8,7 +8,7 @@ from typing import Final
 from qvl.runtime.errors import InputError
 
 INTRODUCTION: Final = (
-    "qvl's embedded nano model: it knows drawn shapes, their colours and places, and digits, and it errs.\n"
+    "qvl's embedded nano model: it knows drawn shapes, digits, a few words and short clips, and it errs.\n"
     "For photographs, get Qwen2-VL itself: `qvl models` says how."
 )
 
