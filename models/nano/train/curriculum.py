@@ -20,7 +20,7 @@ class Stage:
 
 
 MIX = {"single": 0.745, "pair": 0.10, "video2": 0.10, "video4": 0.04, "video8": 0.015}
-LAST = {"single": 0.60, "pair": 0.18, "video2": 0.12, "video4": 0.07, "video8": 0.03}
+LAST = {"single": 0.50, "pair": 0.20, "video2": 0.06, "video4": 0.12, "video8": 0.12}
 STAGES = (
     Stage((1.0,), ("describe1", 0.60)),
     Stage(

@@ -210,9 +210,14 @@ class Packer:
             out["labels"][i, slot, a:b] = labels
             out["task"][i, slot, a:b] = tasks.index(task)
             self._corners(out["corners"][i, slot, a:b], ids, turns)
-            if len(turns) == 1:
-                self._about(out["about"][i, slot, a:b], turns[0], "refs")
-                self._about(out["among"][i, slot, a:b], turns[0], "groups")
+            for at, turn in zip(self._asked(turns), turns, strict=True):
+                self._about(out["about"][i, slot, a + at : b], turn, "refs")
+                self._about(out["among"][i, slot, a + at : b], turn, "groups")
+
+    def _asked(self, turns: tuple[tuple[str, str], ...]) -> list[int]:
+        """Where each question begins among the tokens of a conversation."""
+        opening = len(self.encode("\n<|im_start|>user\n"))
+        return [0] + [len(self.conversation(turns[:n])[0]) + opening for n in range(1, len(turns))]
 
     def _about(self, out: np.ndarray, turn: tuple[str, str], name: str) -> None:
         """What the next token tells of; from the end of the question on, that of the first token."""

@@ -69,7 +69,7 @@ def _turns(
     """Mostly single turns; now and then two or three of them become one conversation."""
     out: list[tuple[str, tuple[Answer, ...]]] = []
     while asked:
-        take = int(rng.integers(2, 4)) if len(asked) > 2 and rng.random() < 0.06 else 1
+        take = int(rng.integers(2, 4)) if len(asked) > 2 and rng.random() < 0.2 else 1
         group, asked = asked[:take], asked[take:]
         out.append((group[-1][0], tuple(a for _, a in group)))
     return tuple(out)
@@ -90,7 +90,9 @@ def shapes_sample(rng: np.random.Generator, stage: Stage, number: int = 9) -> Sa
     count = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
     scene = sample_scene(rng, count)
     pixels, ids = draw_scene(rng, scene)
-    table = {k: v for k, v in TASK_WEIGHTS.items() if count > 1 or k not in ("count_all", "ground_all")}
+    table = {k: v for k, v in TASK_WEIGHTS.items() if count > 1 or k != "ground_all"}
+    if count == 1:  # "1" is learnt at once, and must not become the usual answer
+        table["count_all"] /= 4
     names = list(table)
     p = np.array([table[k] for k in names])
     asked: list[tuple[str, Answer]] = []
