@@ -97,6 +97,10 @@ def choose(
         raise InputError("no types to choose from")
     raise InputError(
         f"{src}: the smallest types, {better.text_type} and {better.vision_type}, need "
-        f"{better.needed / 1e9:.2f} GB, more than {budget / 1e9:.2f} GB",
+        f"{_written(better.needed)}, more than {_written(budget)}",
         hint="take a smaller context (--ctx-size), smaller pictures (--max-pixels) or a smaller model",
     )
+
+
+def _written(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.0f} MB"

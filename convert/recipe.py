@@ -85,17 +85,17 @@ def parse_overrides(overrides: Iterable[str]) -> tuple[tuple[re.Pattern[str], Ty
     """`REGEX=TYPE` strings, as `--tensor-type` takes them.
 
     Raises:
-        InputError: no "=", a damaged expression, or an unknown type.
+        InputError: no "=" or nothing before it, a damaged expression, or an unknown type.
     """
     parsed = []
     for text in overrides:
         pattern, _, kind = text.rpartition("=")
+        if not pattern:
+            raise InputError(f"tensor type {text!r} names no tensor", hint="expected REGEX=TYPE")
         try:
             parsed.append((re.compile(pattern), parse_type(kind)))
         except re.error as error:
             raise InputError(f"tensor type {text!r}: {error}", hint="expected REGEX=TYPE") from error
-        if not pattern:
-            raise InputError(f"tensor type {text!r} names no tensor", hint="expected REGEX=TYPE")
     return tuple(parsed)
 
 

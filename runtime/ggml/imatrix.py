@@ -101,7 +101,10 @@ def read_imatrix(path: str | Path) -> Imatrix:
         GGUFError: damaged, another kind of file (llama.cpp's old .dat form too), values that are not
             finite, or negative.
     """
-    file = read_gguf(path)
+    try:
+        file = read_gguf(path)
+    except GGUFError as error:
+        raise GGUFError(str(error), hint=_HINT) from error
     names = {n.removesuffix(SUMS) for n in file.tensors if n.endswith(SUMS)}
     counted = {n.removesuffix(COUNTS) for n in file.tensors if n.endswith(COUNTS)}
     if not names or names != counted:

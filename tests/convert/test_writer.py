@@ -174,6 +174,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         ({"tensor_types": ["attn_v"]}, "'attn_v'"),
         ({"tensor_types": ["(=q8_0"]}, r"'\(=q8_0'"),
         ({"tensor_types": ["attn_v=q99"]}, "unknown tensor type 'q99'"),
+        ({"tensor_types": ["attn_v"]}, "tensor type 'attn_v' names no tensor"),
         ({"token_embedding_type": "x"}, "unknown tensor type 'x'"),
     ],
 )
