@@ -131,7 +131,7 @@ def test_batches_that_llama_cpp_would_not_survive(
 def test_more_batches_that_it_would_not_survive(model: LlamaModel, context: Context) -> None:
     positions, _ = mrope_positions([VisionSpan(1, 2, 2)])
     with pytest.raises(InputError, match="embeddings of shape"):
-        context.decode_embeddings(np.zeros((4, 99), np.float32), positions)
+        context.decode(Batch.of_embeddings(np.zeros((4, 99), np.float32), positions))
     with pytest.raises(InputError, match="positions of shape"):
         context.decode(Batch.of_embeddings(embeddings(4, model), positions[0]))
     with pytest.raises(InputError, match="sequence 1, expected 0 to 0"):
