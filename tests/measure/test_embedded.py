@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 from numpy.typing import NDArray
-from support.reordered import reorder
+from support.reordered import Reordered, reorder
 
 from qvl.convert import Converted, convert
 from qvl.models.nano.train import questions as ask
@@ -33,7 +33,7 @@ TASKS = ("describe", "count_all", "ground", "where")
 # Seeds of the pictures to calibrate on, of those to hold matrices against, and of those to answer about.
 CALIBRATION, HELD_OUT, ASKED = 1, 2, 3
 ORDERS = range(10)
-SHOWN = 24
+SHOWN = 48
 
 
 def drawn(n: int, seed: int) -> Iterator[Sample]:
@@ -140,60 +140,42 @@ def test_the_order_of_channels_changes_nothing_else(
     assert np.array_equal(moved["blk.1.attn_q.weight"], before["blk.1.attn_q.weight"][copy.hidden])
 
 
-@pytest.fixture(scope="module")
-def ratios(
-    reference: Pair,
-    answered: list[Answered],
-    statistics: tuple[Path, Imatrix],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, float]:
-    """KL of q4_k_m with the matrix, as a share of that without, of each half beside the other in float32.
+def test_an_importance_matrix_lowers_what_a_four_bit_encoder_costs(
+    reference: Pair, answered: list[Answered], statistics: tuple[Path, Imatrix], tmp_path: Path
+) -> None:
+    """KL of what a float32 decoder says of pictures that q4_k has seen.
 
     Of one file KL is a matter of luck: with other weights sharing blocks it is easily half as much again.
     So it is the mean over ORDERS: of the logarithm, for no order to outweigh the others.
+
+    Of a decoder as q4_k_m this is not held, because it is not so: over four states of the training the ratio
+    was 0.6, 0.8, 1.5 and 1.0, although every matrix alone gives smaller errors (above). The search with
+    weights, even with all of them alike, was 1.2 by itself.
     """
-    kl = np.zeros((len(ORDERS), 2, 2))  # order, without and with the matrix, decoder and image encoder
-    for i, seed in enumerate(ORDERS):
-        folder = tmp_path_factory.mktemp("order")
+    ratios = []
+    for seed in ORDERS:
+        folder = tmp_path / str(seed)
         copy = reorder(CHECKPOINT, statistics[0], folder, seed)
-        for j, matrix in enumerate((None, copy.matrix)):
-            made = convert(copy.checkpoint, folder, "q4_k_m", "q4_k", matrix, force=True)
-            kl[i, j] = lost(reference, made, answered[:SHOWN], copy.hidden)
-    decoder, vision = np.exp(np.log(kl[:, 1] / kl[:, 0]).mean(axis=0))
-    return {"decoder": decoder, "vision": vision}
+        plain, weighed = (
+            kl_of_vision(
+                reference, convert(copy.checkpoint, folder, "f32", "q4_k", m, force=True), answered, copy
+            )
+            for m in (None, copy.matrix)
+        )
+        ratios.append(weighed / plain)
+    assert np.log(ratios).mean() < 0, ratios
 
 
-def test_an_importance_matrix_lowers_the_kl_of_a_four_bit_encoder(ratios: dict[str, float]) -> None:
-    assert ratios["vision"] < 1
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="1.5 with these weights, for the digits of boxes; 0.6 and 0.8 with two earlier states of the "
-    "training. Every matrix alone gives smaller errors (above), but the search with weights, even with all "
-    "of them alike, is 1.2 here; to count replies alone, or to leave out the down projections, does not help",
-)
-def test_an_importance_matrix_lowers_the_kl_of_a_four_bit_decoder(ratios: dict[str, float]) -> None:
-    assert ratios["decoder"] < 1
-
-
-def lost(
-    reference: Pair, made: Converted, answered: Sequence[Answered], order: NDArray[np.intp]
-) -> tuple[float, float]:
-    """Mean KL of the decoder on float32's embeddings, and of float32's decoder on the encoder's."""
-    decoder, vision = Tally(), Tally()
-    old_places = np.argsort(order)
+def kl_of_vision(reference: Pair, made: Converted, answered: Sequence[Answered], order: Reordered) -> float:
+    tally, old_places = Tally(), np.argsort(order.hidden)
     with opened(made) as pair:
-        for a in answered:
-            units = a.question.units
-            given = {key: np.ascontiguousarray(vectors[:, order]) for key, vectors in a.vectors.items()}
+        for a in answered[:SHOWN]:
             seen = {
                 key: np.ascontiguousarray(vectors[:, old_places])
                 for key, vectors in pair.encode(a.question).items()
             }
-            decoder.add(a.logits, pair.logits(units, given, a.reply), a.reply)
-            vision.add(a.logits, reference.logits(units, seen, a.reply), a.reply)
-    return decoder.result().kl_mean, vision.result().kl_mean
+            tally.add(a.logits, reference.logits(a.question.units, seen, a.reply), a.reply)
+    return tally.result().kl_mean
 
 
 def dequantized(path: Path) -> dict[str, NDArray[np.float64]]:
