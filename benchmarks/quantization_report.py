@@ -140,9 +140,10 @@ def _gains(rows: Sequence[Row]) -> Iterator[str]:
         return
     yield "## What the importance matrix changes"
     yield (
-        "Figures with it, as a share of those without: below 1 it helps. Of one file KL is a matter of luck; as "
-        "means over ten orders of the channels, the encoder's at q4_k is 0.8 of that without, and the decoder's "
-        "at q4_k_m has been from 0.6 to 1.5 over the course of the training (tests/measure/test_embedded.py)."
+        "Figures with it, as a share of those without: below 1 it helps. Of one file KL is a matter of "
+        "luck; as means over ten orders of the channels, the encoder's at q4_k is 0.8 of that without, and "
+        "the decoder's at q4_k_m has been from 0.6 to 1.5 over the course of the training "
+        "(tests/measure/test_embedded.py)."
     )
     lines = ["| text | vision | KL | KL, decoder | vision error |", "|---|---|--:|--:|--:|"]
     for plain, weighed in pairs:
