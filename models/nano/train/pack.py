@@ -64,13 +64,19 @@ class Shape:
 
 class Packer:
     def __init__(self, tokenizer: Tokenizer) -> None:
+        def special(token: str) -> int:
+            found = tokenizer.token_to_id(token)
+            if found is None:
+                raise ValueError(f"the tokenizer has no {token}")
+            return found
+
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
         self.offsets = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).offsets))
-        self.pad = tokenizer.token_to_id("<|endoftext|>")
-        self.image = tokenizer.token_to_id("<|image_pad|>")
-        self.box_start = tokenizer.token_to_id("<|box_start|>")
-        self.box_end = tokenizer.token_to_id("<|box_end|>")
-        self.video = tokenizer.token_to_id("<|video_pad|>")
+        self.pad = special("<|endoftext|>")
+        self.image = special("<|image_pad|>")
+        self.box_start = special("<|box_start|>")
+        self.box_end = special("<|box_end|>")
+        self.video = special("<|video_pad|>")
 
     def batch(self, samples: list[Sample], shape: Shape, tasks: list[str]) -> dict[str, np.ndarray]:
         b, p, s, n = shape.batch, shape.prefix, shape.slots, shape.length

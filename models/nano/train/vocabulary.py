@@ -99,7 +99,8 @@ def load(folder: Path) -> Tokenizer:
     """The tokenizer of a folder with vocab.json, merges.txt and tokenizer_config.json (full or trimmed)."""
     vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
+    merges = [(first, second) for first, _, second in pairs]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
