@@ -67,7 +67,7 @@ class CaptionRun:
 
         with ExitStack() as stack:
             results = stack.enter_context(self._results(model))
-            loaded = stack.enter_context(open_model(model, self.out))
+            loaded = stack.enter_context(open_model(model, self.out, favor="prompts"))
             runner, captioner = open_run(
                 loaded,
                 self.items,

@@ -13,16 +13,23 @@ from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from qvl.runtime.llama.repack import Favor
     from qvl.runtime.model import Ahead, Model
 
 
 @contextmanager
 def open_model(
-    options: ModelOptions, out: Output, *, use_cache: bool = False, ahead: Ahead | None = None
+    options: ModelOptions,
+    out: Output,
+    *,
+    favor: Favor = "replies",
+    use_cache: bool = False,
+    ahead: Ahead | None = None,
 ) -> Iterator[Model]:
     """The model that the options name, loaded, and freed at the end.
 
     Args:
+        favor: what the decoder is to be fast at; see `qvl.runtime.load`.
         use_cache: keep the embeddings of pictures on disk, for the next time they are asked about.
         ahead: what to look at while the text model loads; see `qvl.runtime.load`.
 
@@ -39,6 +46,7 @@ def open_model(
         model = load(
             options.path,
             **options.kwargs(),
+            favor=favor,
             cache=cache,
             progress=lambda share: bar(share, 1.0),
             ahead=ahead,

@@ -18,6 +18,7 @@ from qvl.runtime.feed import batches
 from qvl.runtime.find import find_model
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import ALL_LAYERS, LlamaModel
+from qvl.runtime.llama.repack import Favor
 from qvl.runtime.llama.sampler import Sampling
 from qvl.runtime.prompt import ChatTemplate, Message, VisionChunk
 from qvl.runtime.session import Session
@@ -51,6 +52,7 @@ def load(
     max_pixels: int | None = None,
     kv_type: str = "f16",
     precision: Precision = "auto",
+    favor: Favor = "replies",
     cache: EmbeddingCache | None = None,
     progress: Callable[[float], None] | None = None,
     ahead: Ahead | None = None,
@@ -67,6 +69,8 @@ def load(
         min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
         kv_type: type of the KV cache: f16, f32 or q8_0.
         precision: of the image encoder: "auto", or "exact"; see `VisionEncoder`.
+        favor: what the decoder is to be fast at where a CPU cannot have both: "replies", one token after the
+            other, or "prompts", and several replies at a time, as `caption` makes them.
         cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
         progress: called with the fraction of the text model that is loaded.
         ahead: says what will be asked about, in another thread; a CPU looks at that while the text model
@@ -81,7 +85,9 @@ def load(
     with ExitStack() as opened:
 
         def open_text() -> LlamaModel:
-            model = LlamaModel(files.text, device=device, n_gpu_layers=n_gpu_layers, progress=progress)
+            model = LlamaModel(
+                files.text, device=device, n_gpu_layers=n_gpu_layers, favor=favor, progress=progress
+            )
             opened.callback(model.close)
             return model
 

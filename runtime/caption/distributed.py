@@ -60,7 +60,7 @@ class Actor:
         from qvl.runtime.caption.setup import choose_parallelism, open_captioner, plan_for, preprocessor_for
         from qvl.runtime.model import load
 
-        model = load(worker.text, worker.mmproj, **worker.load_options)
+        model = load(worker.text, worker.mmproj, favor="prompts", **worker.load_options)
         preprocessor = preprocessor_for(model, worker.options)
         parallelism = choose_parallelism(
             model, worker.options, preprocessor, parallel=worker.parallel, n_ctx=worker.n_ctx, has_videos=True

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from qvl.runtime.errors import BackendError
+from qvl.runtime.ggml import library as ggml
 
 PINNED: Final = "0.3.36"
 LOGGER: Final = logging.getLogger("qvl.llama")
@@ -42,6 +43,7 @@ def llama() -> Any:
     global _module
     with _lock:
         if _module is None:
+            ggml.lib()  # before llama.cpp would load it
             module = import_part("llama_cpp")
             _route_log(module)
             module.llama_backend_init()

@@ -32,7 +32,7 @@ from qvl.runtime.ggml.runner import Observer, eval_callback
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.llama.worker import Worker
+from qvl.runtime.llama.worker import run
 
 KV_TYPES: Final = {"f16": Type.F16, "f32": Type.F32, "q8_0": Type.Q8_0}
 _MAX_SIZE: Final = 1 << 22
@@ -127,7 +127,6 @@ class Context:
         self._memory = c.llama_get_memory(self._handle)
         self.n_ctx: int = c.llama_n_ctx(self._handle)
         self.n_batch: int = c.llama_n_batch(self._handle)
-        self._worker = Worker(self.abort)
         self._n_rows = 0
 
     @property
@@ -140,7 +139,6 @@ class Context:
     def close(self) -> None:
         """Free the cache. Doing it twice is harmless."""
         handle, self._handle = self._handle, None
-        self._worker.close()
         if handle is not None:
             self._c.llama_free(handle)
 
@@ -184,7 +182,7 @@ class Context:
         self._flag.raw = b"\0\0"
         self._n_rows = 0
         complaints()
-        result = self._worker.run(call, len(batch), cancelled)
+        result = run(call, len(batch), self.abort, cancelled)
         if result == _ABORTED:
             raise Cancelled("stopped while reading the prompt")
         if result == _NO_SLOT:

@@ -1,9 +1,11 @@
 """Whether llama.cpp should copy matrices into the order that its older CPU kernels like.
 
-It does so by default, for Q4_K and some others. Where ggml has its tiled int8 product for K-quants
-(ggml/src/ggml-cpu/tiled) and AVX512_VNNI to run it with, that is the faster one, and takes only matrices
-that were left as they are: the 2B as Q4_K_M reads its prompt 1.9 times as fast, and one token takes 44 ms
-in place of 51 (benchmarks/README.md). Nor is there a second copy of the weights then.
+It does so by default, for Q4_K and some others. ggml also has a tiled int8 product for K-quants (ggml/src/
+ggml-cpu/tiled), which takes only matrices that were left as they are. With AVX512_VNNI to run it, the 2B as
+Q4_K_M reads prompts 1.7 times as fast that way, but one token after the other comes at 0.8 of the speed
+(benchmarks/README.md). So it depends on what is to be fast, `Favor`: a conversation waits for its replies,
+captions are prompts for the most part, with several replies at a time. As they are, there is also no second
+copy of the weights.
 
 Where it does copy, the mapped file stays beside the copies: 1.67 GB for the 2B, and 1.07 GB if it were read
 without a map. It is mapped all the same: what is more are pages of the file, which the system takes back when
@@ -16,7 +18,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import cpu_device
@@ -25,23 +27,26 @@ from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
 from qvl.runtime.ggml.graph import Graph
 from qvl.runtime.ggml.library import Type
 
+Favor: TypeAlias = Literal["replies", "prompts"]
+"""What is to be fast: one token after the other, or many at once, be it of prompts or of several replies."""
+
 _TILED: Final = frozenset({Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K})
 
 
-def wants_repacking(gguf: GGUFFile) -> bool:
+def wants_repacking(gguf: GGUFFile, favor: Favor = "replies") -> bool:
     """Whether llama.cpp is to use the CPU's "extra" buffers (`use_extra_bufts`) for this file.
 
-    Not if every matrix that it would copy is of a type that is faster as it lies.
+    Not if prompts are to be fast, and every matrix that it would copy is of a type that is faster as it lies.
     """
     features = cpu_features()
-    if "AVX512_VNNI" not in features or "AMX_INT8" in features:
+    if favor == "replies" or "AVX512_VNNI" not in features or "AMX_INT8" in features:
         return True
     return any(t.type not in _TILED and _is_repacked(t.type, *t.shape) for t in _products(gguf))
 
 
-def repacked_bytes(gguf: GGUFFile) -> int:
+def repacked_bytes(gguf: GGUFFile, favor: Favor = "replies") -> int:
     """Weights that llama.cpp copies into a buffer of the CPU's "extra" types (src/llama-model.cpp)."""
-    if not wants_repacking(gguf):
+    if not wants_repacking(gguf, favor):
         return 0
     return sum(t.nbytes for t in _products(gguf) if _is_repacked(t.type, *t.shape))
 

@@ -1,7 +1,12 @@
 """Long calls into C from a thread of their own, so that Ctrl-C and a cancel are heard meanwhile.
 
 Python runs signal handlers in the main thread, between two steps of Python code: while that thread is inside
-a C call, Ctrl-C waits for its end. So the call goes to a worker, and the caller only waits for it.
+a C call, Ctrl-C waits for its end. So the call goes to another thread, and the caller only waits for it.
+
+That thread ends with the call. OpenMP gives every thread that starts parallel work a team of its own, for
+as long as it lives, and where libgomp counts more threads in teams than there are cores, all of them sleep
+at every barrier instead of spinning (libgomp, config/linux/wait.h, `do_spin`). A token has 800 barriers:
+with a second team kept, generation ran at three quarters of its speed.
 """
 
 from __future__ import annotations
@@ -17,43 +22,34 @@ _POLL_SECONDS: Final = 0.05
 _SMALL: Final = 16  # a batch of fewer tokens is over before anybody could press Ctrl-C
 
 
-class Worker:
-    """Runs one call at a time.
+def run(
+    call: Callable[[], int], n_tokens: int, abort: Callable[[], None], cancelled: Callable[[], bool] | None
+) -> int:
+    """The call's result; a KeyboardInterrupt or a cancel aborts it, and it is over when this returns.
 
     Args:
-        abort: makes the call that is running return soon.
+        abort: makes the call return soon.
+        cancelled: asked every 50 ms.
     """
-
-    def __init__(self, abort: Callable[[], None]) -> None:
-        self._abort = abort
-        self._executor: ThreadPoolExecutor | None = None
-
-    def run(self, call: Callable[[], int], n_tokens: int, cancelled: Callable[[], bool] | None) -> int:
-        """The call's result; a KeyboardInterrupt or a cancel aborts it, and it is over when this returns."""
-        in_main = threading.current_thread() is threading.main_thread()
-        if n_tokens < _SMALL or (cancelled is None and not in_main):
-            return call()
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "qvl-decode")
-        future = self._executor.submit(call)
+    in_main = threading.current_thread() is threading.main_thread()
+    if n_tokens < _SMALL or (cancelled is None and not in_main):
+        return call()
+    with ThreadPoolExecutor(1, "qvl-decode") as thread:
+        future = thread.submit(call)
         try:
-            return self._wait(future, cancelled)
+            return _wait(future, abort, cancelled)
         except BaseException:
             while not future.done():  # a second Ctrl-C must not leave the call running behind our back
                 with suppress(KeyboardInterrupt):
-                    self._abort()
-                    self._wait(future, None)
+                    abort()
+                    _wait(future, abort, None)
             raise
 
-    def _wait(self, future: Future[int], cancelled: Callable[[], bool] | None) -> int:
-        while True:
-            try:
-                return future.result(_POLL_SECONDS)
-            except FutureTimeout:
-                if cancelled is not None and cancelled():
-                    self._abort()
 
-    def close(self) -> None:
-        """End the thread."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
+def _wait(future: Future[int], abort: Callable[[], None], cancelled: Callable[[], bool] | None) -> int:
+    while True:
+        try:
+            return future.result(_POLL_SECONDS)
+        except FutureTimeout:
+            if cancelled is not None and cancelled():
+                abort()

@@ -85,7 +85,7 @@ class Pair:
     ) -> None:
         self.files = files
         self.vision: VisionEncoder | None = None
-        self.text = LlamaModel(files.text, device=device)
+        self.text = LlamaModel(files.text, device=device, favor="prompts")
         try:
             if files.mmproj is not None:
                 self.vision = VisionEncoder(files.mmproj, device=device, threads=threads, precision="exact")

@@ -40,8 +40,9 @@ def test_k_quants_stay_as_they_are_where_that_is_faster(
 ) -> None:
     monkeypatch.setattr(repack, "cpu_features", lambda: features)
     gguf = read_gguf(k_quants.text)
-    assert repack.wants_repacking(gguf) is wanted
-    assert wanted or repack.repacked_bytes(gguf) == 0
+    assert repack.wants_repacking(gguf, "prompts") is wanted
+    assert wanted or repack.repacked_bytes(gguf, "prompts") == 0
+    assert repack.wants_repacking(gguf, "replies")
 
 
 @pytest.mark.skipif("AVX2" not in cpu_features(), reason="another CPU repacks other types")
@@ -50,7 +51,7 @@ def test_types_without_a_tiled_product_are_repacked(
 ) -> None:
     monkeypatch.setattr(repack, "cpu_features", lambda: ("AVX512_VNNI",))
     gguf = read_gguf(convert(checkpoint, tmp_path, "q4_0", "q8_0").text)
-    assert repack.wants_repacking(gguf)
+    assert repack.wants_repacking(gguf, "prompts")
     assert repack.repacked_bytes(gguf) > 0
 
 
@@ -69,7 +70,7 @@ def test_the_logits_are_as_close_to_the_weights_either_way(
         ("repacked", k_quants, True),
         ("as stored", k_quants, False),
     ):
-        monkeypatch.setattr(llama_model, "wants_repacking", lambda _, wanted=wanted: wanted)
+        monkeypatch.setattr(llama_model, "wants_repacking", lambda *_, wanted=wanted: wanted)
         with LlamaModel(text.text, device="cpu") as model, Context(model, n_outputs_max=60) as context:
             context.decode_tokens(TOKENS, 0, outputs="all")
             found[name] = context.logits()
