@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +14,7 @@ from typing import Final
 
 from qvl.cli.engine import open_model
 from qvl.cli.options import ModelOptions
-from qvl.cli.output import Output, human_seconds
+from qvl.cli.output import Output, human_rate, human_seconds
 from qvl.runtime.activity import Activity
 from qvl.runtime.caption.book import Book, Results, Stop, Tally
 from qvl.runtime.caption.inputs import Item
@@ -131,8 +133,12 @@ class CaptionRun:
             yield ledger
 
     def _drive(self, book: Book) -> int:
-        report = Report(self.out, book.tally, book.activity)
-        with _interrupts(book.stop, self.out), self.out.progress("captioning", "pictures") as bar:
+        # A bar would stand in the way of records on the same terminal, which show by themselves how it goes.
+        in_the_way = isinstance(book.results, Stream) and sys.stdout.isatty()
+        has_bar = self.out.shows_bars and not in_the_way
+        report = Report(self.out, book.tally, book.activity, has_bar=has_bar)
+        shown = self.out.progress("captioning", "pictures", delay=0 if has_bar else math.inf)
+        with _interrupts(book.stop, self.out), shown as bar:
             bar(0, book.tally.total, report.label)
             try:
                 for record in book.run():
@@ -167,8 +173,11 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
 class Report:
     """Words about a run: errors as they come, a line a minute where there is no bar, a summary."""
 
-    def __init__(self, out: Output, tally: Tally, activity: Activity | None = None) -> None:
+    def __init__(
+        self, out: Output, tally: Tally, activity: Activity | None = None, *, has_bar: bool = False
+    ) -> None:
         self._out, self._tally, self._activity = out, tally, activity or Activity()
+        self._has_bar = has_bar
         self._started = self._last = time.monotonic()
 
     @property
@@ -179,7 +188,7 @@ class Report:
         if record.error is not None:
             self._out.warn(record.error)
         now = time.monotonic()
-        if not self._out.shows_bars and now - self._last >= _LINE_SECONDS:
+        if not self._has_bar and now - self._last >= _LINE_SECONDS:
             self._last = now
             self._out.note(
                 f"{self.n_finished} of {self._tally.total}, {self.label()}, {self._time_left()} left"
@@ -189,7 +198,7 @@ class Report:
         """The rate, how many failed if any did, and what takes long at this moment."""
         tally = self._tally
         parts = [f"{tally.failed} failed"] if tally.failed else []
-        parts += [f"{self._rate():.3g} a minute"] if tally.done + tally.failed else []
+        parts += [human_rate(self._rate())] if tally.done + tally.failed else []
         parts += filter(None, [self._activity.words()])
         return ", ".join(parts) or "captioning"
 
@@ -214,4 +223,4 @@ class Report:
         if tally.interrupted:
             parts.append(f"interrupted with {tally.left} left: the same command goes on")
         words = f"{', '.join(parts)}; {human_seconds(time.monotonic() - self._started)}"
-        return f"{words}, {self._rate():.3g} a minute" if tally.done + tally.failed else words
+        return f"{words}, {human_rate(self._rate())}" if tally.done else words

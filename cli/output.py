@@ -44,6 +44,12 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def human_rate(a_minute: float) -> str:
+    """What is done in a minute: "2,350 a minute", "4.5 a minute"."""
+    digits = 0 if a_minute >= 9.95 else 1
+    return f"{a_minute:,.{digits}f}".removesuffix(".0") + " a minute"
+
+
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, indent: int = 0) -> str:
     """Columns of plain text: the first aligned left, the others right, two spaces between."""
     lines = [header, *rows] if header else [*rows]
@@ -185,7 +191,8 @@ def _rich_bar(unit: str) -> Any:
         *counters.get(unit, named),
         progress.TimeRemainingColumn(),
     ]
-    return progress.Progress(*columns, console=console(), transient=True)
+    # stdout is not to go through a bar, which would wrap it and send it to stderr
+    return progress.Progress(*columns, console=console(), transient=True, redirect_stdout=False)
 
 
 def console() -> Any:

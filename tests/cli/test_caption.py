@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pytest
 from PIL import Image
+from support.terminal import Terminal
 
 from qvl.cli.caption_run import Report
 from qvl.cli.main import run
@@ -207,6 +208,15 @@ def test_without_a_terminal_there_is_a_line_a_minute(
     assert lines[0] == "16 of 100, 6 a minute, 14 min 00 s left"
 
 
+def test_records_on_a_terminal_are_whole_lines(flags: list[str], photos: Path) -> None:
+    command = [sys.executable, "-m", "qvl.cli", "caption", str(photos / "1.png"), *flags]
+    with Terminal(command, {"COLUMNS": "40"}) as terminal:
+        assert terminal.exit_code() == 0
+    (record,) = (line for line in terminal.text.splitlines() if line.startswith("{"))
+    assert json.loads(record)["path"] == str(photos / "1.png")
+    assert "━" not in terminal.text
+
+
 def test_what_takes_long_is_said() -> None:
     tally, activity = Tally(total=2), Activity()
     report = Report(Output(), tally, activity)
@@ -216,7 +226,7 @@ def test_what_takes_long_is_said() -> None:
     assert report.label() == "looking 50%"
     activity.over("looking")
     tally.failed = 1
-    assert re.fullmatch(r"1 failed, [\d.e+]+ a minute, reading the frames of a\.mp4 25%", report.label())
+    assert re.fullmatch(r"1 failed, [\d.,]+ a minute, reading the frames of a\.mp4 25%", report.label())
     activity.closed = True
     assert not activity.at("reading the frames of a.mp4", 1.0)
     assert activity.words() == ""

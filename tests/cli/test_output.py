@@ -11,7 +11,7 @@ import pytest
 from support.terminal import Terminal
 
 from qvl.cli.main import run
-from qvl.cli.output import format_table, human_bytes, human_seconds
+from qvl.cli.output import format_table, human_bytes, human_rate, human_seconds
 
 QVL = [sys.executable, "-m", "qvl.cli"]
 
@@ -37,6 +37,14 @@ def test_sizes(n: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(2350.4, "2,350 a minute"), (9.97, "10 a minute"), (6, "6 a minute"), (0.52, "0.5 a minute")],
+)
+def test_rates(rate: float, text: str) -> None:
+    assert human_rate(rate) == text
 
 
 def test_a_table_lines_up() -> None:
@@ -127,6 +135,28 @@ def test_a_label_that_is_a_function_is_asked_again() -> None:
         terminal.expect("at the first")
         terminal.expect("at the second")
         assert terminal.exit_code() == 0
+
+
+PRINTED = """
+import time
+from qvl.cli.output import Output
+
+out = Output()
+with out.progress("working", "pictures") as bar:
+    bar(0, 2)
+    out.line("x" * 500)
+    bar(1, 2)
+"""
+
+
+def test_a_bar_leaves_stdout_alone(tmp_path: Path) -> None:
+    """It is drawn on stderr; what is printed meanwhile goes where the user sends it, as it is."""
+    printed = tmp_path / "printed"
+    with Terminal(["sh", "-c", f'"$0" -c "$1" > {printed}', sys.executable, PRINTED]) as terminal:
+        terminal.expect("working")
+        assert terminal.exit_code() == 0
+    assert "x" not in terminal.text
+    assert printed.read_text() == "x" * 500 + "\n"
 
 
 def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
