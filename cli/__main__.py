@@ -1,5 +1,21 @@
-"""`python -m qvl.cli` is `qvl`."""
+"""Where the program `qvl`, and `python -m qvl.cli`, begin.
 
-from qvl.cli.main import main
+Importing takes a tenth of a second, in which a Ctrl-C may come as at any other time.
+"""
 
-main()
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The entry point of the `qvl` program."""
+    try:
+        from qvl.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,9 @@ Command modules import nothing heavy before they run, so that `--help` answers a
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,6 +17,11 @@ from qvl.cli.output import Output
 from qvl.runtime.errors import Cancelled, QvlError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Terminated(SystemExit):
+    """`kill` has asked to leave. Not a KeyboardInterrupt, which a conversation outlives."""
+
 
 app = typer.Typer(
     name="qvl",
@@ -70,11 +76,11 @@ def run(args: list[str] | None = None) -> int:
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             out.note("interrupted")
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort, Cancelled):
+    except (KeyboardInterrupt, Terminated, typer.Abort, Cancelled):
         out.note("interrupted")
         return INTERRUPTED
     except typer.TyperException as e:
-        return _usage_error(out, e)
+        return _usage_error(out, e, sys.argv[1:] if args is None else args)
     except QvlError as e:
         out.error(e)
         return FAILED
@@ -91,23 +97,46 @@ def run(args: list[str] | None = None) -> int:
         return FAILED
 
 
-def _usage_error(out: Output, error: typer.TyperException) -> int:
+def _usage_error(out: Output, error: typer.TyperException, args: list[str]) -> int:
     context = getattr(error, "ctx", None)
     message = error.format_message()
     if context is not None and message == context.get_help():  # a bare `qvl`
         out.note(message)
         return USAGE
-    out.error(message, f"{context.command_path if context else 'qvl'} --help lists what there is")
+    known = {command.name for command in app.registered_commands}
+    command = next(
+        (f"qvl {word}" for word in args[:1] if word in known), "qvl"
+    )  # not every error has a context
+    out.error(message, f"{command} --help lists what there is")
     return USAGE
 
 
 def main() -> None:
-    """The entry point of the `qvl` program."""
+    """Run the command line of this process, and leave with its exit code."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run())
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late one must not cut the leaving short
+    sys.exit(code)
 
 
-if __name__ == "__main__":
-    main()
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated(INTERRUPTED)
+
+
+def _open_what_is_closed() -> None:
+    """Give standard streams that the caller has closed (`qvl … <&-`) the null device.
+
+    Else Python has None for them, and a file opened later gets their number: what a library prints to
+    stderr would end up in a file of captions.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from qvl.runtime.errors import QvlError
 
 _RED, _YELLOW, _DIM, _RESET = "\x1b[1;31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def human_bytes(n: float) -> str:
@@ -48,6 +50,13 @@ def human_rate(a_minute: float) -> str:
     """What is done in a minute: "2,350 a minute", "4.5 a minute"."""
     digits = 0 if a_minute >= 9.95 else 1
     return f"{a_minute:,.{digits}f}".removesuffix(".0") + " a minute"
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped (but tabs and line breaks): a file's name must not steer the
+    terminal.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, indent: int = 0) -> str:
@@ -96,26 +105,26 @@ class Output:
     def note(self, text: str = "") -> None:
         """Something the user wants to know: not with -q."""
         if not self.quiet:
-            _stderr(text)
+            _stderr(printable(text))
 
     def dim(self, text: str) -> None:
         """A note that should not draw the eye."""
         if not self.quiet:
-            _stderr(paint(text, _DIM))
+            _stderr(paint(printable(text), _DIM))
 
     def detail(self, text: str) -> None:
         """Something only -v asks for."""
         if self.verbose:
-            _stderr(paint(text, _DIM))
+            _stderr(paint(printable(text), _DIM))
 
     def warn(self, text: str) -> None:
-        _stderr(f"{paint('warning:', _YELLOW)} {text}")
+        _stderr(f"{paint('warning:', _YELLOW)} {_line(text)}")
 
     def error(self, error: QvlError | str, hint: str | None = None) -> None:
         message, hint = (error.message, error.hint) if isinstance(error, QvlError) else (error, hint)
-        _stderr(f"{paint('error:', _RED)} {message}")
+        _stderr(f"{paint('error:', _RED)} {_line(message)}")
         if hint:
-            _stderr(f"{paint('hint:', _DIM)} {hint}")
+            _stderr(f"{paint('hint:', _DIM)} {_line(hint)}")
         if os.environ.get("QVL_DEBUG") and sys.exc_info()[0]:
             traceback.print_exc()
 
@@ -178,7 +187,7 @@ def _rich_bar(unit: str) -> Any:
     class Label(progress.ProgressColumn):
         def render(self, task: progress.Task) -> Text:
             label: Any = task.description
-            return Text(label() if callable(label) else label)
+            return Text(_line(label() if callable(label) else label))
 
     counters: dict[str, list[progress.ProgressColumn]] = {
         "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
@@ -207,6 +216,11 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     stream = stream or sys.stderr
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"{colour}{text}{_RESET}"
+
+
+def _line(text: str) -> str:
+    """For one line: a name with a line break in it must not pose as another message."""
+    return printable(text).replace("\n", "\\n")
 
 
 def _stderr(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -214,6 +215,15 @@ def test_ctrl_c_at_an_empty_prompt_says_how_to_leave(chat: Callable[..., Termina
     terminal.interrupt_until(r"Ctrl-D or /exit leaves")
     terminal.expect(PROMPT)
     assert terminal.leave() == 0
+
+
+def test_kill_ends_a_conversation(chat: Callable[..., Terminal]) -> None:
+    terminal = chat()
+    until = time.monotonic() + 30
+    while terminal.process.poll() is None and time.monotonic() < until:
+        terminal.process.terminate()  # right after its prompt readline can miss one
+        time.sleep(0.3)
+    assert terminal.exit_code() == 130
 
 
 def test_several_lines(chat: Callable[..., Terminal], state: Path) -> None:

@@ -56,12 +56,18 @@ def test_a_table_lines_up() -> None:
     [
         (["nonsense"], 2, ["nonsense", "qvl --help"]),
         (["chat", "--nonsense"], 2, ["--nonsense", "qvl chat --help"]),
+        (["chat", "--image"], 2, ["--image", "qvl chat --help"]),
         (["chat", "--temp", "-1", "-p", "x"], 2, ["--temp"]),
         (["chat", "-p", " "], 2, ["the prompt is empty"]),
         (["inspect", "/no/such/file.gguf"], 1, ["/no/such/file.gguf"]),
         (["convert", "/no/such/folder"], 1, ["/no/such/folder"]),
         (["chat", "-m", "/no/such/folder", "-p", "x"], 1, ["/no/such/folder", "hint:"]),
         (["chat", "--image", "/no/such.png", "-p", "x"], 1, ["/no/such.png: no such file"]),
+        (
+            ["chat", "--image", "no\nsuch\x1b[31m.png", "-p", "x"],
+            1,
+            [r"error: no\nsuch\x1b[31m.png: no such"],
+        ),
         (["chat", "--schema", "/no/such.json", "-p", "x"], 1, ["/no/such.json"]),
     ],
 )
@@ -101,6 +107,51 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stderr == ""
+
+
+WRITES_ALL = """
+import os, sys
+from qvl.cli import main
+
+def run():
+    print("out")
+    print("err", file=sys.stderr)
+    kept = open(sys.argv[1], "w")
+    os.write(2, b"from a library")
+    return len(sys.stdin.read())
+
+main.run = run
+main.main()
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", "</dev/null >&-", "</dev/null 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed: str, tmp_path: Path) -> None:
+    """And no file takes its place: what is printed would go there."""
+    kept = tmp_path / "kept"
+    command = f'"$0" -c "$1" "$2" {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable, WRITES_ALL, str(kept)], check=False)
+    assert done.returncode == 0
+    assert kept.read_text() == ""
+
+
+CTRL_C_AT_IMPORT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "qvl.cli.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from qvl.cli.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_before_anything_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", CTRL_C_AT_IMPORT], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_the_version_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
