@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from qvl.runtime.caption.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind
+from qvl.runtime.caption.inputs import Kind, kind_of
 from qvl.runtime.errors import ImageError, InputError, VideoError
 
 # One argument: a quoted string, or a run in which a backslash keeps the next character. Between single quotes
@@ -50,12 +50,6 @@ class Attachment:
         kind = part["type"]
         options = tuple((k, v) for k, v in part.items() if k not in ("type", kind))
         return cls(Path(part[kind]), kind, options)
-
-
-def kind_of(path: Path) -> Kind | None:
-    """What a path is by its name: a video, a picture, or neither."""
-    suffix = path.suffix.lower()
-    return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None
 
 
 def shown(path: Path) -> str:

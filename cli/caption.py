@@ -32,7 +32,8 @@ Prompt = Annotated[
         "-p",
         "--prompt",
         metavar="TEXT",
-        help="What to ask; {name} {stem} {dir} {width} {height} and columns of --vars are filled in.",
+        help="What to ask; {name} {stem} {dir} {width} {height} and columns of --vars are filled in. "
+        "Default: Describe this image, or video.",
     ),
 ]
 PromptFile = Annotated[
@@ -182,7 +183,7 @@ def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[lis
     return [path for path in paths if path not in values[:1]], values[0] if values else None
 
 
-def _prompt(prompt: str | None, file: Path | None) -> str:
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
     if prompt is not None and file is not None:
         raise InputError("--prompt and --prompt-file, expected one of them")
     if prompt == "-":
@@ -192,7 +193,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
             return file.read_text(encoding="utf-8-sig").strip("\n")
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"{file}: the prompt cannot be read: {e}") from e
-    return prompt if prompt is not None else "Describe this image."
+    return prompt
 
 
 def _mode(**given: bool) -> Mode:

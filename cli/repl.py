@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from qvl.cli import commands, sessions
-from qvl.cli.attachments import Attachment, extract, kind_of, lone_path, looks_like_path, shown
+from qvl.cli.attachments import Attachment, extract, lone_path, looks_like_path, shown
 from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
 from qvl.cli.looking import Looking
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
 from qvl.cli.report import reply_json, stats_text
+from qvl.runtime.caption.inputs import kind_of
 from qvl.runtime.errors import ImageError, InputError, OutputError, QvlError
 
 PROMPT: Final = ">>> "

@@ -37,6 +37,12 @@ VIDEO_SUFFIXES: Final = frozenset(
 STDIN: Final = "-"
 
 
+def kind_of(path: Path) -> Kind | None:
+    """What a path is by its name: a video, a picture, or neither."""
+    suffix = path.suffix.lower()
+    return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One picture or video to caption.
@@ -51,7 +57,7 @@ class Item:
 
     @property
     def kind(self) -> Kind:
-        return "video" if Path(self.path).suffix.lower() in VIDEO_SUFFIXES else "image"
+        return kind_of(Path(self.path)) or "image"
 
     @property
     def below_root(self) -> Path:
@@ -158,7 +164,7 @@ def _matches(pattern: Path, notes: list[str]) -> Iterator[Item]:
     for path in matches:
         if not wants_hidden and any(part.startswith(".") for part in path.relative_to(root).parts):
             continue
-        files = _walk(path, notes, {path.resolve()}) if path.is_dir() else [path] if _is_media(path) else []
+        files = _walk(path, notes, {path.resolve()}) if path.is_dir() else [path] if kind_of(path) else []
         for file in files:
             found = True
             yield Item(str(file), str(root))
@@ -175,7 +181,7 @@ def _walk(folder: Path, notes: list[str], seen: set[Path]) -> Iterator[Path]:
         return
     for path in children:
         if not path.is_dir():
-            if _is_media(path):
+            if kind_of(path):
                 yield path
         elif (real := path.resolve()) not in seen:
             seen.add(real)
@@ -187,7 +193,3 @@ def _is_there(path: Path) -> bool:
         return path.exists() or path.is_symlink()
     except (OSError, ValueError):  # a name too long, or with a null byte
         return False
-
-
-def _is_media(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.runtime.caption.prompts import DEFAULT_PROMPT, Prompts, Template, Variables
+from qvl.runtime.caption.prompts import Prompts, Template, Variables
 from qvl.runtime.caption.settings import Settings, file_identity, model_identity
 from qvl.runtime.caption.wording import Wording
 from qvl.runtime.errors import InputError
@@ -26,7 +26,7 @@ class CaptionOptions:
     """Everything that decides what captions say, but for the model.
 
     Attributes:
-        prompt: a template, see `Template`.
+        prompt: a template, see `Template`; None asks to describe the image, or the video.
         variables: CSV file of its columns.
         sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
         seed: each picture's own seed derives from it and from the picture's content.
@@ -34,7 +34,7 @@ class CaptionOptions:
         image_detail: in place of max_pixels, see `qvl.runtime.vision.detail`.
     """
 
-    prompt: str = DEFAULT_PROMPT
+    prompt: str | None = None
     variables: Path | None = None
     system: str | None = None
     prefix: str = ""
@@ -87,7 +87,8 @@ class CaptionOptions:
     def prompts(self) -> Prompts:
         """The prompt of every picture. Raises InputError for a template or table that does not fit."""
         variables = Variables.read(self.variables) if self.variables else None
-        return Prompts(Template(self.prompt, variables.columns if variables else ()), variables)
+        columns = variables.columns if variables else ()
+        return Prompts(None if self.prompt is None else Template(self.prompt, columns), variables)
 
     @property
     def wording(self) -> Wording:

@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from qvl.runtime.caption.inputs import Kind, kind_of
 from qvl.runtime.errors import InputError
 
-DEFAULT_PROMPT: Final = "Describe this image."
+DEFAULT_PROMPTS: Final[Mapping[Kind, str]] = {
+    "image": "Describe this image.",
+    "video": "Describe this video.",
+}
 IMAGE: Final = "image"
 BUILTIN: Final = ("name", "stem", "dir", "width", "height", IMAGE)
 _KEY_COLUMNS: Final = ("path", "file", "filename", "file_name", "image", "name")
@@ -127,12 +131,12 @@ class Prompts:
     """The prompt of every picture.
 
     Attributes:
-        template: for the pictures that have no prompt file of their own.
+        template: for what has no prompt file of its own; None is the default for a picture or a video.
         variables: what the columns in braces mean.
         beside: whether `photo.prompt.txt` or `photo.jpg.prompt.txt` beside `photo.jpg` is its prompt.
     """
 
-    template: Template
+    template: Template | None = None
     variables: Variables | None = None
     beside: bool = True
 
@@ -143,7 +147,7 @@ class Prompts:
             InputError: its prompt file cannot be read or used, or its row is missing.
         """
         image = Path(path)
-        template = self._own(image) or self.template
+        template = self._own(image) or self.template or Template(DEFAULT_PROMPTS[kind_of(image) or "image"])
         values: dict[str, object] = {
             "name": image.name,
             "stem": image.stem,

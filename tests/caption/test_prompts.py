@@ -22,6 +22,15 @@ def test_a_template_knows_the_picture() -> None:
     assert of("{stem} ({name}) in {dir}, {width}x{height}").text == "cat (cat.jpg) in set, 640x480"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jpg", "Describe this image."), ("a.MP4", "Describe this video.")]
+)
+def test_what_is_asked_by_default(name: str, text: str, tmp_path: Path) -> None:
+    assert Prompts().of(str(tmp_path / name), 1, 1).text == text
+    (tmp_path / "a.prompt.txt").write_text("Its own.")
+    assert Prompts().of(str(tmp_path / name), 1, 1).text == "Its own."
+
+
 def test_the_picture_may_stand_anywhere() -> None:
     assert of("Describe.") == Prompt("", "Describe.")
     assert of("Look at {image} closely.") == Prompt("Look at ", " closely.")

@@ -117,7 +117,7 @@ def test_changed_settings_are_refused_by_name(qvl: Qvl, photos: Path) -> None:
     assert qvl(photos, "-o", "out.jsonl").returncode == 0
     done = qvl(photos, "-o", "out.jsonl", "-p", "Name the colours.")
     assert done.returncode == 1
-    assert "prompt: 'Describe this image.' → 'Name the colours.'" in done.stderr
+    assert "prompt: not set → 'Name the colours.'" in done.stderr
     assert "hint: --overwrite" in done.stderr
     assert qvl(photos, "-o", "out.jsonl", "-p", "Name the colours.", "--overwrite").returncode == 0
 
