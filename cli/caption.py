@@ -75,7 +75,7 @@ AcceptChanges = Annotated[
     bool, options.flag("--accept-changes", help="Go on in a file that was begun with other settings.")
 ]
 Parallel = Annotated[
-    str, typer.Option("--parallel", metavar="N", help="Pictures at once. Default: auto, by memory and cores.")
+    str, typer.Option("--parallel", metavar="N", help="Pictures at once; auto goes by memory and cores.")
 ]
 Ray = Annotated[
     bool, options.flag("--ray", help="On a Ray cluster; its address may follow. Needs the ray extra.")
@@ -163,6 +163,7 @@ def caption(
         max_pixels=model.max_pixels,
         image_detail=image_detail,
     )
+    chosen.prompts(), chosen.grammar()  # what is wrong with them is said before the model loads
     destination = Destination(
         output,
         out_dir,
@@ -185,21 +186,21 @@ def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[lis
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:
     if prompt is not None and file is not None:
-        raise InputError("--prompt and --prompt-file, expected one of them")
+        raise typer.BadParameter("--prompt and --prompt-file, expected one of them")
     if prompt == "-":
         return sys.stdin.read().strip("\n")
     if file is not None:
         try:
             return file.read_text(encoding="utf-8-sig").strip("\n")
         except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"{file}: the prompt cannot be read: {e}") from e
+            raise InputError(f"{file}: the prompt cannot be read: {getattr(e, 'strerror', None) or e}") from e
     return prompt
 
 
 def _mode(**given: bool) -> Mode:
     chosen = [name.replace("_", "-") for name, value in given.items() if value]
     if len(chosen) > 1:
-        raise InputError(f"--{' and --'.join(chosen)}, expected one of them")
+        raise typer.BadParameter(f"--{' and --'.join(chosen)}, expected one of them")
     return chosen[0] if chosen else "skip"  # type: ignore[return-value]
 
 
@@ -207,5 +208,5 @@ def _parallel(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise InputError(f"--parallel is {text!r}, expected auto or a number from 1 to 64")
+        raise typer.BadParameter(f"{text!r}, expected auto or a number from 1 to 64", param_hint="--parallel")
     return int(text)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from qvl.cli import options
 from qvl.cli.attachments import attach
 from qvl.cli.output import Output
-from qvl.runtime.errors import InputError
 
 Images = Annotated[
     list[str] | None,
@@ -69,6 +68,7 @@ def chat(
     from qvl.cli.engine import open_model
     from qvl.cli.looking import Looking, looked_at_whole
     from qvl.cli.repl import Repl
+    from qvl.runtime.schema import read_schema
 
     out = Output(quiet, verbose)
     question = _question(prompt)
@@ -114,24 +114,3 @@ def _question(prompt: str | None) -> str | None:
     if not text.strip():
         raise typer.BadParameter("the prompt is empty", param_hint="-p")
     return text.rstrip("\r\n")
-
-
-def read_schema(path: Path) -> dict[str, Any]:
-    """A JSON schema from a file.
-
-    Raises:
-        InputError: it cannot be read, or is no JSON object.
-    """
-    import json
-
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-    except ValueError as e:
-        raise InputError(f"{path}: not JSON: {e}", hint="--schema takes a JSON schema") from e
-    if not isinstance(schema, dict):
-        raise InputError(
-            f"{path}: a {type(schema).__name__}, not an object", hint="--schema takes a JSON schema"
-        )
-    return schema

@@ -60,7 +60,8 @@ Precision = Annotated[
     ),
 ]
 KvType = Annotated[
-    str | None, typer.Option("--kv-type", metavar="T", help="Of the KV cache: f16, f32, q8_0.")
+    Literal["f16", "f32", "q8_0"] | None,
+    typer.Option("--kv-type", metavar="T", help="Of the KV cache: f16, f32, q8_0."),
 ]
 
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Stop after so many.")]

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from qvl.runtime.digits import integers_between, numbers_between
@@ -53,6 +54,28 @@ _KNOWN: Final = {
 _NAMES: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|([a-z][a-z0-9-]*)')
 _MAX_REPEAT: Final = 2000  # llama.cpp refuses to repeat more often
 _MAX_DEPTH: Final = 64
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema from a file, which `schema_to_grammar` takes.
+
+    Raises:
+        InputError: it cannot be read, is no JSON object, or says what no grammar can hold.
+    """
+    hint = "--schema takes a JSON schema"
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path}: not JSON: {e}", hint=hint) from e
+    if not isinstance(schema, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(schema).__name__}", hint=hint)
+    try:
+        schema_to_grammar(schema)
+    except InputError as e:
+        raise InputError(f"{path}: {e.message}", hint=e.hint) from e
+    return schema
 
 
 def schema_to_grammar(schema: Mapping[str, Any] | str) -> str:

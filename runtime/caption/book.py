@@ -128,12 +128,18 @@ class Book:
         # A text file that was deleted is made again; one that others made is kept.
         return bool(self.results.failed(item.path)) or self.sidecars.path(item).exists()
 
-    def clash(self, item: Item) -> Record | None:
-        """The error of a picture whose text file belongs to another one."""
-        if self.sidecars is None or item.path not in self._clashes:
+    def refused(self, item: Item) -> Record | None:
+        """The error of a picture whose text file belongs to another one, or cannot be written."""
+        if self.sidecars is None:
             return None
-        text, owner = self.sidecars.path(item), self._clashes[item.path]
-        return Record(item.path, error=f"{item.path}: its text file, {text}, is that of {owner}")
+        text = self.sidecars.path(item)
+        if item.path in self._clashes:
+            reason = f"its text file, {text}, is that of {self._clashes[item.path]}"
+        elif not self.sidecars.takes(item):
+            reason = f"its text file, {text}, may not be written there"
+        else:
+            return None
+        return Record(item.path, error=f"{item.path}: {reason}")
 
     def joined(self, item: Item, caption: str) -> str:
         """The caption with the one that is there, where the user wants both."""

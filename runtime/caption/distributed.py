@@ -126,14 +126,14 @@ class RayRunner(Book):
             OutputError: the disk is full or fails. Cancelled: told to stop at once.
             BackendError: Ray is not installed, cannot be reached, or its actors fail.
         """
-        clashing: list[Result] = []
+        refusals: list[Result] = []
         todo: list[Item] = []
         for item in self.todo():
-            if clash := self.clash(item):
-                clashing.append((item, clash))
+            if refused := self.refused(item):
+                refusals.append((item, refused))
             else:
                 todo.append(item)
-        yield from self.keep(clashing)
+        yield from self.keep(refusals)
         first, copies = yield from self._part_copies(todo)
         if first and not self.stop.asked:
             ray, ours = _connect(self._address)

@@ -135,7 +135,7 @@ def _named(path: Path, notes: list[str]) -> Iterator[Item]:
     """A file, a folder or a glob that the user named."""
     if str(path).startswith("~") and not _is_there(path):
         path = path.expanduser()
-    if path.is_dir():
+    if _is_folder(path):
         found = False
         for file in _walk(path, notes, {path.resolve()}):
             found = True
@@ -164,7 +164,7 @@ def _matches(pattern: Path, notes: list[str]) -> Iterator[Item]:
     for path in matches:
         if not wants_hidden and any(part.startswith(".") for part in path.relative_to(root).parts):
             continue
-        files = _walk(path, notes, {path.resolve()}) if path.is_dir() else [path] if kind_of(path) else []
+        files = _walk(path, notes, {path.resolve()}) if _is_folder(path) else [path] if kind_of(path) else []
         for file in files:
             found = True
             yield Item(str(file), str(root))
@@ -180,12 +180,19 @@ def _walk(folder: Path, notes: list[str], seen: set[Path]) -> Iterator[Path]:
         notes.append(f"{folder}: cannot be searched: {e.strerror}")
         return
     for path in children:
-        if not path.is_dir():
+        if not _is_folder(path):
             if kind_of(path):
                 yield path
         elif (real := path.resolve()) not in seen:
             seen.add(real)
             yield from _walk(path, notes, seen)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # it may not even be looked at: reading it will say so
+        return False
 
 
 def _is_there(path: Path) -> bool:

@@ -48,7 +48,7 @@ class Ledger:
         crashed: whether the run before this one was killed, or ended with an error.
 
     Raises:
-        OutputError: another run has it open; other settings; it cannot be written.
+        OutputError: another run has it open; other settings; no file; it cannot be written.
         FormatError: the file holds something else, or is damaged where no crash could have.
     """
 
@@ -64,6 +64,9 @@ class Ledger:
         self._by_content: dict[bytes, int] = {}
         self._superseded = False
         self._end = 0
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            hint = "without -o the records go to stdout"
+            raise OutputError(f"{path}: a pipe or a device, expected a file", hint=hint)
         with _naming(path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._beside = StateFile(self.path.with_name(f"{self.path.name}.qvl"), path)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from qvl.runtime.caption.prompts import Prompts, Template, Variables
 from qvl.runtime.caption.settings import Settings, file_identity, model_identity
 from qvl.runtime.caption.wording import Wording
 from qvl.runtime.errors import InputError
+from qvl.runtime.schema import read_schema, schema_to_grammar
 from qvl.runtime.vision.detail import Detail
 
 MAX_TOKENS: Final = 256
@@ -90,22 +90,10 @@ class CaptionOptions:
         columns = variables.columns if variables else ()
         return Prompts(None if self.prompt is None else Template(self.prompt, columns), variables)
 
+    def grammar(self) -> str | None:
+        """What captions in JSON are held to. Raises InputError for a schema that cannot be used."""
+        return schema_to_grammar(read_schema(self.schema)) if self.schema else None
+
     @property
     def wording(self) -> Wording:
         return Wording(self.prefix, self.suffix, self.triggers, self.start_with)
-
-    def read_schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema, or None.
-
-        Raises:
-            InputError: no such file, or no JSON.
-        """
-        if self.schema is None:
-            return None
-        try:
-            schema = json.loads(self.schema.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise InputError(f"{self.schema}: cannot be read as a JSON schema: {e}") from e
-        if not isinstance(schema, dict):
-            raise InputError(f"{self.schema}: a JSON schema is an object, found {type(schema).__name__}")
-        return schema

@@ -8,6 +8,7 @@ itself with one brace; braces around anything that is no bare word, as in JSON, 
 from __future__ import annotations
 
 import csv
+import errno
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -168,7 +169,10 @@ class Prompts:
             except FileNotFoundError:
                 continue
             except (OSError, UnicodeDecodeError) as e:
-                raise InputError(f"{file}: the prompt cannot be read: {e}") from e
+                if getattr(e, "errno", None) == errno.ENAMETOOLONG:  # so there is none
+                    continue
+                reason = getattr(e, "strerror", None) or e
+                raise InputError(f"{file}: the prompt cannot be read: {reason}") from e
             try:
                 return Template(text, self.variables.columns if self.variables else ())
             except InputError as e:

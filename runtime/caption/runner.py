@@ -120,8 +120,8 @@ class Runner(Book):
         """The record of a picture whose caption is known; None once the picture is under way."""
         item = prepared.item
         self.tally.seconds["decode and preprocess"] += prepared.seconds
-        if clash := self.clash(item):
-            return clash
+        if refused := self.refused(item):
+            return refused
         content = (prepared.sha256, prepared.prompt.text)
         if content in self._twins:
             self._twins[content].append(prepared)

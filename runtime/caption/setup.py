@@ -20,7 +20,6 @@ from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.grounding import parse_grounding
 from qvl.runtime.jobs import Request
 from qvl.runtime.measure.pace import known_pace
-from qvl.runtime.schema import schema_to_grammar
 from qvl.runtime.vision.detail import max_pixels
 from qvl.runtime.vision.preprocess import Preprocessor
 
@@ -158,13 +157,12 @@ def open_captioner(
         InputError: a schema that cannot be used, or a model without an image encoder.
         BackendError: too little memory for the context.
     """
-    schema = options.read_schema()
     request = Request(
         system=options.system,
         start=options.start_with,
         sampling=replace(model.sampling.override(**options.sampling), seed=0),
         max_tokens=options.max_tokens,
-        grammar=schema_to_grammar(schema) if schema is not None else None,
+        grammar=options.grammar(),
     )
     return BatchCaptioner(
         model.text,

@@ -47,6 +47,13 @@ class Sidecars:
         found = ((item.path, owners.setdefault(self.path(item), item.path)) for item in items)
         return {path: owner for path, owner in found if path != owner}
 
+    def takes(self, item: Item) -> bool:
+        """Whether a picture's text file can be made: its folder, or the one below which that will be."""
+        folder = self.path(item).parent
+        while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 never raises
+            folder = folder.parent
+        return os.access(folder, os.W_OK | os.X_OK)
+
     def read(self, item: Item) -> str | None:
         """The text that is there, or None."""
         try:
@@ -63,7 +70,7 @@ class Sidecars:
         if record.caption is None:
             return
         path = self.path(item)
-        temporary = path.with_name(f".{path.name}.part")
+        temporary = path.with_name(f".{path.name[:50]}.part")  # a name may be as long as names can be
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as out:

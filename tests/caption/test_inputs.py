@@ -82,6 +82,20 @@ def test_a_circle_of_links_ends(photos: Path) -> None:
     assert paths("photos") == IN_ORDER
 
 
+def test_what_may_not_be_looked_at_stops_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder without the right to enter it; its record will say so."""
+    is_dir = Path.is_dir
+
+    def forbidden(path: Path) -> bool:
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    assert paths("photos", "photos/a.png") == IN_ORDER
+    assert paths("photos/a.png") == ["photos/a.png"]
+
+
 def test_nothing_to_do_is_an_error(photos: Path) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(InputError, match="photos/empty: no pictures in this folder"):

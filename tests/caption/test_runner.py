@@ -136,6 +136,29 @@ def test_sidecars(tmp_path: Path) -> None:
     assert pictures[0].with_suffix(".txt").read_text().endswith(", by hand\n")
 
 
+def test_a_folder_that_takes_no_text_files_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    write_pictures(folder, 2)
+    locked = write_pictures(folder / "locked", 1, seed=1)[0]
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != locked.parent)  # root may write anywhere
+    records = {Path(r.path).parent.name: r for r in run(folder, None, sidecar=True)}
+    assert "locked/000.txt, may not be written there" in str(records["locked"].error)
+    assert records["in"].caption
+    monkeypatch.undo()
+    assert [r.path for r in run(folder, None, "retry-errors", sidecar=True)] == [str(locked)]
+    assert locked.with_suffix(".txt").exists()
+
+
+def test_names_as_long_as_names_can_be(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    picture = write_pictures(folder, 1)[0].rename(folder / f"{'ä' * 125}.png")  # 254 bytes
+    (record,) = run(folder, None, sidecar=True)
+    assert record.error is None
+    assert picture.with_suffix(".txt").read_text() == f"{record.caption}\n"
+
+
 def test_a_text_file_that_a_full_disk_prevented_is_written_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

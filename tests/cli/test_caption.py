@@ -123,21 +123,27 @@ def test_changed_settings_are_refused_by_name(qvl: Qvl, photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "code", "complaint"),
     [
-        (["--append", "--prepend"], "--append and --prepend, expected one"),
-        (["--append"], "--append needs a file of captions"),
-        (["--parallel", "many"], "--parallel is 'many'"),
-        (["-p", "{subject}"], "{subject}, which is not known"),
-        (["--vars", "gone.csv"], "gone.csv: cannot be read as CSV"),
-        (["--schema", "gone.json"], "gone.json: cannot be read"),
+        (["--append", "--prepend"], 2, "--append and --prepend, expected one"),
+        (["--append"], 1, "--append needs a file of captions"),
+        (["--parallel", "many"], 2, "--parallel: 'many'"),
+        (["-p", "a", "--prompt-file", "b"], 2, "--prompt and --prompt-file"),
+        (["--prompt-file", "gone"], 1, "gone: the prompt cannot be read: No such file"),
+        (["--kv-type", "q9"], 2, "'q9' is not one of"),
+        (["-p", "{subject}"], 1, "{subject}, which is not known"),
+        (["--vars", "gone.csv"], 1, "gone.csv: cannot be read as CSV: No such file"),
+        (["--schema", "gone.json"], 1, "gone.json: cannot be read: No such file"),
+        (["-o", "/dev/null"], 1, "/dev/null: a pipe or a device, expected a file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
-    qvl: Qvl, photos: Path, arguments: list[str], complaint: str
+    qvl: Qvl, photos: Path, arguments: list[str], code: int, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before the model is loaded, which may take long."""
+    monkeypatch.setattr("qvl.cli.caption_run.open_model", lambda *_: pytest.fail("the model was loaded"))
     done = qvl(photos, *arguments)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
 
