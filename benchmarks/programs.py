@@ -20,6 +20,7 @@ from qvl.runtime import load
 from qvl.runtime.llama.binding import import_part
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.llama.repack import Favor
 from qvl.runtime.measure.speed import read_seconds, write_seconds
 from qvl.runtime.model import Model
 
@@ -130,14 +131,17 @@ def rates(
         return float(json.loads(done.stdout)[0]["avg_ts"])
 
     with ExitStack() as stack:
-        model = stack.enter_context(LlamaModel(text, device="cpu"))
-        reader, writer = (
-            stack.enter_context(Context(model, n_ctx=READ, threads=args.threads)) for _ in range(2)
-        )
+
+        def context(favor: Favor) -> Context:
+            model = stack.enter_context(LlamaModel(text, device="cpu", favor=favor))
+            return stack.enter_context(Context(model, n_ctx=READ, threads=args.threads))
+
+        chat, captions = context("replies"), context("prompts")
         turns: dict[str, Callable[[int], Any]] = {
-            "qvl prefill": lambda n: READ / read_seconds(reader, READ),
+            "qvl prefill": lambda n: READ / read_seconds(chat, READ),
             "llama-bench prefill": lambda n: peer(["-p", READ, "-n", 0]),
-            "qvl generation": lambda n: WRITE / write_seconds(writer, WRITE),
+            "qvl prefill for captions": lambda n: READ / read_seconds(captions, READ),
+            "qvl generation": lambda n: WRITE / write_seconds(chat, WRITE),
             "llama-bench generation": lambda n: peer(["-p", 0, "-n", WRITE]),
         }
         return in_turns(turns, **options)

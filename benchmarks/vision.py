@@ -74,7 +74,8 @@ def in_turns(
     for number in range(0 if warm else 1, rounds + 1):
         if number > 1 and time.perf_counter() - started > budget:
             break
-        for name, run in runs.items():
+        turns = list(runs.items())
+        for name, run in turns if number % 2 else turns[::-1]:
             before = clock()
             value = run(number)
             seconds = clock() - before
