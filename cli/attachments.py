@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from qvl.runtime.caption.inputs import Kind, kind_of
 from qvl.runtime.errors import ImageError, InputError, VideoError
+from qvl.runtime.files import expanded
 
 # One argument: a quoted string, or a run in which a backslash keeps the next character. Between single quotes
 # an apostrophe is written '\'' (VTE, kitty) or '"'"' (Python's shlex).
@@ -75,7 +76,7 @@ def clean_path(text: str) -> str:
         text = re.sub(r"\\(.)", r"\1", text)
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
-    return str(Path(text).expanduser()) if text.startswith("~") else text
+    return str(expanded(text)) if text.startswith("~") else text
 
 
 def attach(paths: list[str], kind: Kind) -> list[Attachment]:
@@ -99,10 +100,13 @@ def _matches(path: str) -> list[str]:
 def _existing(path: Path, kind: Kind) -> Attachment:
     error = ImageError if kind == "image" else VideoError
     if not path.exists():
+        if path.is_symlink():
+            raise error(f"{path}: a link to {path.readlink()}, which is not there")
         hint = None if path.is_absolute() else f"it was looked for in {Path.cwd()}"
         raise error(f"{path}: no such file", hint=hint)
     if path.is_dir() and kind == "image":
-        raise error(f"{path}: a folder, not a picture", hint="a folder of frames is a video: /video FOLDER")
+        hint = "a folder of frames is a video: --video FOLDER, in a conversation /video FOLDER"
+        raise error(f"{path}: a folder, not a picture", hint=hint)
     return Attachment(path.resolve(), kind)
 
 
@@ -129,6 +133,16 @@ def extract(message: str) -> tuple[str, list[Attachment]]:
     rest = re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip()
     order = sorted(range(len(found)), key=lambda i: spans[i])
     return rest, [found[i] for i in order]
+
+
+def unmet(message: str, names: Collection[str]) -> list[str]:
+    """Words that read like pictures or videos, where there is no such file and none of these names.
+
+    >>> unmet("What differs between a.png and b.png?", ["a.png"])
+    ['b.png']
+    """
+    found = (clean_path(match[0]) for match in _BARE_WORD.finditer(message))
+    return [word for word in found if kind_of(Path(word)) and Path(word).name not in names]
 
 
 def _mentions(message: str) -> Iterator[tuple[int, int, Path]]:

@@ -63,7 +63,7 @@ def chat(
 
     One question with -p, or from a pipe; else a conversation.
     """
-    from qvl.cli import sessions
+    from qvl.cli import drawing, sessions
     from qvl.cli.conversation import Conversation
     from qvl.cli.engine import open_model
     from qvl.cli.looking import Looking, looked_at_whole
@@ -73,6 +73,8 @@ def chat(
     out = Output(quiet, verbose)
     question = _question(prompt)
     attachments = [*(attach(image, "image") if image else ()), *(attach(video, "video") if video else ())]
+    if draw:
+        drawing.check_target(draw)
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema(schema) if schema else None
     detail = image_detail or (None if model.min_pixels or model.max_pixels else "auto")

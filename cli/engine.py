@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import expanded
 
 if TYPE_CHECKING:
     from qvl.runtime.llama.repack import Favor
@@ -85,7 +85,7 @@ def _check(name: str | None) -> None:
     """Hints for what people give to `-m` that is no GGUF file."""
     if name is None:
         return
-    path = Path(name).expanduser()
+    path = expanded(name)
     hint = f"qvl convert {name} -o OUT makes GGUF files of it; then -m OUT"
     if not path.exists():
         is_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and path.suffix != ".gguf"

@@ -6,7 +6,6 @@ a finished command, progress, warnings and errors; colour and bars only on a ter
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from qvl.runtime.caption.record import as_json
 from qvl.runtime.errors import QvlError
 
 _RED, _YELLOW, _DIM, _RESET = "\x1b[1;31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -98,7 +98,7 @@ class Output:
 
     def json(self, value: Any, *, indent: int | None = None) -> None:
         """Send one JSON value to stdout, on one line unless indented."""
-        self.line(json.dumps(value, ensure_ascii=False, indent=indent))
+        self.line(as_json(value, indent=indent))
 
     # stderr ----------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from qvl.cli import commands, sessions
-from qvl.cli.attachments import Attachment, extract, lone_path, looks_like_path, shown
+from qvl.cli import commands, drawing, sessions
+from qvl.cli.attachments import Attachment, extract, lone_path, looks_like_path, shown, unmet
 from qvl.cli.conversation import Conversation
 from qvl.cli.lines import LineReader
 from qvl.cli.looking import Looking
@@ -77,7 +77,7 @@ class Repl:
             return
         text, found = extract(line)
         word = line.split(maxsplit=1)[0]
-        if not found and line.startswith("/") and kind_of(Path(word)):
+        if not found and kind_of(Path(word)) and (line.startswith("/") or word == line.strip()):
             raise ImageError(
                 f"{word}: no such file", hint="/image PATH attaches a picture; Tab completes paths"
             )
@@ -87,6 +87,9 @@ class Repl:
             raise InputError(f"{shown(path)}: {what}", hint=hint)
         if found:
             self.attach(found)
+        seen = [*self.conversation.media, *(a.path for a in self.conversation.pending)]
+        for name in unmet(text, {path.name for path in seen}):
+            self.out.warn(f"{name}: no such file, so the model reads the name and sees nothing")
         if text:
             self.ask(text)
 
@@ -192,10 +195,7 @@ class Repl:
             target = path or Path(f"{picture.stem}-boxes.png")
             if len(boxed) > 1:
                 target = target.with_stem(f"{target.stem}-{number}")
-            try:
-                draw(picture, boxes).save(target)
-            except (OSError, ValueError) as e:  # ValueError: a suffix that names no format
-                raise OutputError(f"{target}: cannot be written: {e}", hint="name a .png or .jpg file") from e
+            drawing.write(draw(picture, boxes), target)
             self.out.dim(f"drawn into {target}")
 
     def show_stats(self) -> None:

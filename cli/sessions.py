@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from qvl.runtime.caption.record import as_json
 from qvl.runtime.errors import FormatError, InputError, OutputError
+from qvl.runtime.files import expanded
 
 VERSION: Final = 1
 LAST: Final = "last"
@@ -38,7 +40,7 @@ def state_dir() -> Path:
 
 def session_path(name: str) -> Path:
     """Where a session is kept: a path as it is, a bare name in the state folder."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if len(path.parts) == 1 and not path.suffix:
         return state_dir() / "sessions" / f"{name}.json"
     return path
@@ -64,8 +66,7 @@ def save(name: str, saved: Saved) -> Path:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as f:
-            json.dump(content, f, ensure_ascii=False, indent=2)
-            f.write("\n")
+            f.write(f"{as_json(content, indent=2)}\n")
         Path(f.name).replace(path)
     except OSError as e:
         hint = "/save PATH chooses another place"

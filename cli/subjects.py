@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import expanded
 
 if TYPE_CHECKING:
     from qvl.runtime.measure.pair import Pair, Subject
@@ -38,7 +39,7 @@ def open_subject(name: str, mmproj: Path | None, out: Output, **options: Any) ->
     """
     from qvl.runtime.measure.pair import Pair
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     with ExitStack() as stack:
         if not is_checkpoint(path):
             yield Opened(stack.enter_context(Pair.open(path, mmproj, **options)))

@@ -234,4 +234,5 @@ def _add_stat(digest: Any, path: Path) -> None:
         stat = path.stat()
     except OSError:
         return  # reading it will say what is wrong
-    digest.update(f"{path.name} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}".encode())
+    digest.update(os.fsencode(path.name))
+    digest.update(f" {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}".encode())

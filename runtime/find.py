@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import expanded
 
 _LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 # what a file name says of its type: NAME-Q4_K_M.gguf, mmproj-NAME-Q8_0.gguf
@@ -34,7 +35,7 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
     Raises:
         InputError: nothing there, or more than one choice; the message lists them.
     """
-    place = embedded_model() if path is None else Path(path).expanduser()
+    place = embedded_model() if path is None else expanded(path)
     if not place.exists():
         raise InputError(
             f"{place}: no such file or folder", hint="qvl convert makes GGUF files of a checkpoint"
@@ -44,7 +45,7 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
         texts = [p for p in _gguf_files(place) if not _is_mmproj(p)]
         text = _only(texts, f"{place}: model files", "name one of them")
     if mmproj is not None:
-        chosen = Path(mmproj).expanduser()
+        chosen = expanded(mmproj)
         if not chosen.is_file():
             raise InputError(f"{chosen}: no such file", hint="--mmproj takes the mmproj GGUF of the model")
         return ModelFiles(text, chosen)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import expanded
 
 Kind = Literal["image", "video"]
 
@@ -134,7 +135,7 @@ def _read_list(path: Path) -> str:
 def _named(path: Path, notes: list[str]) -> Iterator[Item]:
     """A file, a folder or a glob that the user named."""
     if str(path).startswith("~") and not _is_there(path):
-        path = path.expanduser()
+        path = expanded(path)
     if _is_folder(path):
         found = False
         for file in _walk(path, notes, {path.resolve()}):

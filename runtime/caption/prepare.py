@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import stat
 import threading
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from qvl.runtime.activity import Activity
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prompts import Prompt, Prompts
 from qvl.runtime.errors import ImageError, QvlError
+from qvl.runtime.files import open_file
 from qvl.runtime.vision.image import open_image
 from qvl.runtime.vision.preprocess import Preprocessor
 from qvl.runtime.vision.video import VideoFrames, load_video
@@ -112,18 +112,13 @@ def content_hash(path: str) -> str:
     """
     digest = hashlib.sha256()
     try:
-        mode = Path(path).stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ImageError(f"{path}: a folder, not a picture")
-        if not stat.S_ISREG(mode):  # a pipe or a device could keep the run waiting for ever
-            raise ImageError(f"{path}: expected a file, found a pipe, a socket or a device")
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-    except ImageError:
-        raise
     except FileNotFoundError as e:
         raise ImageError(f"{path}: no such file") from e
+    except IsADirectoryError as e:
+        raise ImageError(f"{path}: a folder, not a picture") from e
     except (OSError, ValueError) as e:
         raise ImageError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
     return digest.hexdigest()

@@ -70,13 +70,18 @@ class Record:
         return cls(**known)
 
     def as_json(self) -> str:
-        """One line, in plain UTF-8; a file name that is no valid UTF-8 is escaped."""
-        text = json.dumps(self.as_dict(), ensure_ascii=False)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:  # lone surrogates, with which Python stands in for stray bytes
-            return json.dumps(self.as_dict())
-        return text
+        """One line."""
+        return as_json(self.as_dict())
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON in plain UTF-8; where a file name is no valid UTF-8, all is escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # lone surrogates, with which Python stands in for stray bytes
+        return json.dumps(value, indent=indent)
+    return text
 
 
 FIELDS: Final = tuple(field.name for field in fields(Record))

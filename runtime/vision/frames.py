@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.errors import VideoError
-from qvl.runtime.vision.image import ImageSource, file_kind, open_picture
+from qvl.runtime.files import open_file
+from qvl.runtime.vision.image import HINTS, ImageSource, file_kind, open_picture
 from qvl.runtime.vision.preprocess import Picture
 
 VideoSource: TypeAlias = str | os.PathLike[str] | Sequence[ImageSource] | NDArray[np.uint8]
@@ -68,16 +69,17 @@ def open_frames(source: VideoSource, source_fps: float | None = None) -> Frames:
         files.sort(key=_natural)
         return Stills(files, source_fps)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             kind = file_kind(file.read(512))
     except FileNotFoundError as error:
         hint = "check the path; quote it when it contains spaces"
         raise VideoError(f"{name}: no such file", hint=hint) from error
     except (OSError, ValueError) as error:
-        raise VideoError(f"{name}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{name}: cannot be read: {reason}") from error
     # A text could be a playlist, which FFmpeg would follow to other files.
     if kind in ("an empty file", "text", "a web page", "a Git LFS pointer, not the file itself"):
-        hint = "its content is no video, whatever its name says: name the video itself"
+        hint = HINTS.get(kind, "its content is no video, whatever its name says: name the video itself")
         raise VideoError(f"{name}: expected a video, found {kind}", hint=hint)
     if kind in ("a PNG picture", "a JPEG picture"):
         raise VideoError(f"{name}: expected a video, found {kind}", hint="pass it as a picture: --image FILE")
@@ -117,8 +119,11 @@ class Clip:
         self.cv2 = _import_cv2()
         self.capture = self._open()
         if not self.capture.isOpened():
+            expected = "a video (MP4, MOV, WebM, MKV, AVI, GIF, …)"
+            if kind.endswith("video"):
+                expected, kind = "a video that can be decoded", f"{kind} that cannot"
             raise VideoError(
-                f"{name}: expected a video (MP4, MOV, WebM, MKV, AVI, GIF, …), found {kind}",
+                f"{name}: expected {expected}, found {kind}",
                 hint="it may be damaged or cut short; convert it with ffmpeg",
             )
         rate = float(self.capture.get(self.cv2.CAP_PROP_FPS))

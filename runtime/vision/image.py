@@ -14,7 +14,6 @@ import io
 import os
 import threading
 import warnings
-from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from qvl.runtime.errors import ImageError
+from qvl.runtime.files import open_file
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """What stands for a picture: a path, an encoded file's bytes, a PIL image, or uint8 [h, w, 3]."""
@@ -63,7 +63,7 @@ _KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, magic, what the file i
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"GIF8", "a GIF picture"),
 )
-_HINTS = {  # for what is no picture, or none that this Pillow reads
+HINTS = {  # for what is no picture, or none that this Pillow reads
     "a HEIC picture": "install support for it: pip install 'qvl[heif]'",
     "a HEIF picture": "install support for it: pip install 'qvl[heif]'",
     "an AVIF picture": "install a Pillow that was built with AVIF (11.3 and later wheels are)",
@@ -145,7 +145,7 @@ def open_picture(source: ImageSource, *, max_source_pixels: int = MAX_SOURCE_PIX
             f"{name} is no picture: expected a path, bytes, a PIL image, or a uint8 array [h, w, 3]"
         )
     try:
-        with Path(source).open("rb") as file:
+        with open_file(source) as file:
             return _open_encoded(file, name, max_source_pixels)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if isinstance(error, ImageError):
@@ -172,8 +172,8 @@ def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int) -> Image.I
         image = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name}: more pixels than Pillow's limit allows, {error}",
-            hint="scale the picture down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+            f"{name}: its header promises more pixels than Pillow takes: {error}",
+            hint="scale the picture down; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit",
         ) from error
     except UnidentifiedImageError as error:
         raise _not_a_picture(file, name) from error
@@ -200,7 +200,7 @@ def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     kind = file_kind(head)
     if kind in ("a PNG picture", "a JPEG picture", "a GIF picture"):
         return ImageError(f"{name}: {kind} that is damaged or cut short", hint="fetch or save it anew")
-    hint = _HINTS.get(kind, "its content is no picture, whatever its name says: name the picture itself")
+    hint = HINTS.get(kind, "its content is no picture, whatever its name says: name the picture itself")
     if kind == "text":
         line = head.decode("utf-8", "replace").strip().partition("\n")[0].strip()
         kind = f"text that begins {line[:40]!r}" if line else "blank text"

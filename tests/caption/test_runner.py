@@ -73,9 +73,8 @@ def test_bad_pictures_stop_nothing(tmp_path: Path) -> None:
         assert records[name].caption is None
     assert "found text" in str(records["text.jpg"].error)
     assert "60000" in str(records["bomb.png"].error)
-    assert (
-        records["pipe.png"].error == f"{folder}/pipe.png: expected a file, found a pipe, a socket or a device"
-    )
+    found = "cannot be read: expected a file, found a pipe, a socket or a device"
+    assert records["pipe.png"].error == f"{folder}/pipe.png: {found}"
     assert len(lines(tmp_path / "out.jsonl")) == 13
 
 

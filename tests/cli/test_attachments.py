@@ -136,6 +136,17 @@ def test_a_path_alone_is_told_from_a_text(tmp_path: Path) -> None:
         assert lone_path(text) is None
 
 
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("b.png")
+    with pytest.raises(ImageError, match=r"a\.png: a link to b\.png, which is not there"):
+        attach([str(tmp_path / "a.png")], "image")
+
+
+def test_a_home_of_nobody_is_a_name(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"~nobody-of-this-name/a\.png: no such file"):
+        attach(split_paths("~nobody-of-this-name/a.png"), "image")
+
+
 def test_what_cannot_be_attached_says_so(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         attach([str(tmp_path / "none.png")], "image")

@@ -134,6 +134,21 @@ def test_a_path_that_is_not_there_is_an_error(repl: Repl) -> None:
         repl.handle("/no/such.png what is it?")
 
 
+def test_a_name_alone_that_is_not_there_is_an_error(repl: Repl, session: RoteSession) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+        repl.handle("gone.png")
+    assert session.prompts == []
+
+
+def test_a_name_in_a_question_that_is_not_there_is_said(
+    repl: Repl, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repl.handle(f"{picture} What is it?")
+    repl.handle(f"Is {picture.name} like gone.png?")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert warnings == ["warning: gone.png: no such file, so the model reads the name and sees nothing"]
+
+
 def test_a_dropped_file_that_is_no_picture_is_no_question(
     repl: Repl, session: RoteSession, tmp_path: Path
 ) -> None:

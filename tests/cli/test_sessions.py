@@ -33,6 +33,13 @@ def test_what_is_saved_comes_back(tmp_path: Path, state: Path) -> None:
     assert load(str(tmp_path / "mine.json")) == saved
 
 
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    picture = tmp_path / b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    picture.touch()
+    save("talk", conversation(picture))
+    assert load("talk") == conversation(picture)
+
+
 def test_a_person_can_read_it(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     text = save("talk", conversation(tmp_path / "a.png")).read_text(encoding="utf-8")

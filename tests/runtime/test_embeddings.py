@@ -19,6 +19,12 @@ from qvl.runtime.prompt import VisionChunk
 from qvl.runtime.tokens import common_prefix
 
 
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    picture = tmp_path / b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    picture.touch()
+    assert source_key(VisionChunk("image", picture)) != source_key(VisionChunk("image", tmp_path / "b.png"))
+
+
 def test_source_keys(tmp_path: Path) -> None:
     array = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
     picture = Image.fromarray(array)

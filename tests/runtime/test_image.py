@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -384,3 +385,9 @@ def test_heic_support_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(image_module, "_heif_state", None)
     open_image(encode(Image.new("RGB", (2, 2)), "PNG"))
     assert image_module._heif_state is not None
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="expected a file, found a pipe"):
+        open_picture(tmp_path / "pipe.png")
