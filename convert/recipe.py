@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 
 from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES, Layer, Recipe
@@ -69,6 +70,15 @@ class Choices:
     calibrated: bool = False
 
 
+def _known(name: str, names: Iterable[str]) -> str:
+    """What could have been meant, and what there is."""
+    plain = {known.replace("_", ""): known for known in names}
+    word = re.sub(r"[-_ ]", "", name.lower())
+    close = [word] if word in plain else get_close_matches(word, plain, n=2, cutoff=0.75)
+    meant = f"did you mean {' or '.join(plain[each] for each in close)}? There are" if close else "one of"
+    return f"{meant} {', '.join(plain.values())}"
+
+
 def find_recipe(name: str, recipes: Mapping[str, Recipe], what: str) -> Recipe:
     """The recipe of a name, whatever its case.
 
@@ -77,7 +87,7 @@ def find_recipe(name: str, recipes: Mapping[str, Recipe], what: str) -> Recipe:
     """
     recipe = recipes.get(name.lower())
     if recipe is None:
-        raise InputError(f"unknown {what} type {name!r}", hint=f"one of {', '.join(recipes)}")
+        raise InputError(f"unknown {what} type {name!r}", hint=_known(name, recipes))
     return recipe
 
 
@@ -109,7 +119,7 @@ def parse_type(name: str) -> Type:
         kind.name.lower(): kind for kind in (*FLOATS, *SMALLER_BLOCKS, *SMALLER_BLOCKS.values(), Type.Q4_1)
     }
     if name.lower() not in allowed:
-        raise InputError(f"unknown tensor type {name!r}", hint=f"one of {', '.join(sorted(allowed))}")
+        raise InputError(f"unknown tensor type {name!r}", hint=_known(name, sorted(allowed)))
     return allowed[name.lower()]
 
 

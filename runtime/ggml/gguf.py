@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,8 +110,9 @@ def _check_magic(path: Path) -> int:
             f"{path}: cannot be read: {e.strerror}", hint="check the path and its permissions"
         ) from e
     if head != MAGIC:
+        found = f"begins with {head!r}" if head else "it is empty"
         raise GGUFError(
-            f"{path}: not a GGUF file: begins with {head!r}, expected {MAGIC!r}",
+            f"{path}: not a GGUF file: {found}, expected {MAGIC!r}",
             hint="qvl convert makes GGUF files from a Hugging Face checkpoint",
         )
     return n_bytes
@@ -119,7 +121,7 @@ def _check_magic(path: Path) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, int]]:
     lib = ggml.lib()
-    ctx = lib.gguf_init_from_file(str(path).encode(), ggml.GGUFInitParams(no_alloc=True, ctx=None))
+    ctx = lib.gguf_init_from_file(os.fsencode(path), ggml.GGUFInitParams(no_alloc=True, ctx=None))
     if not ctx:
         raise GGUFError(f"{path}: the GGUF header cannot be read", hint=_HINT)
     try:

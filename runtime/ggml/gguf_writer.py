@@ -83,7 +83,7 @@ def _write_header(
     context = lib.ggml_init(ggml.InitParams(lib.ggml_tensor_overhead() * (len(tensors) + 1), None, True))
     try:
         if base is not None:
-            source = lib.gguf_init_from_file(str(base.path).encode(), ggml.GGUFInitParams(True, None))
+            source = lib.gguf_init_from_file(os.fsencode(base.path), ggml.GGUFInitParams(True, None))
             lib.gguf_set_kv(out, source)
             lib.gguf_free(source)
         for key, value in metadata.items():
@@ -93,7 +93,7 @@ def _write_header(
             tensor = lib.ggml_new_tensor(context, int(info.type), len(info.shape), ctypes.addressof(ne))
             lib.ggml_set_name(tensor, info.name.encode())
             lib.gguf_add_tensor(out, tensor)
-        if not lib.gguf_write_to_file(out, str(path).encode(), True):
+        if not lib.gguf_write_to_file(out, os.fsencode(path), True):
             raise OSError(0, "the header cannot be written", str(path))
     finally:
         lib.ggml_free(context)

@@ -338,6 +338,8 @@ def lib() -> SimpleNamespace:
         function.argtypes = _arguments(match["args"])
         setattr(functions, name, function)
     functions.handles = handles
+    # Until llama.cpp's log is routed, ggml's goes nowhere, by a function that takes nothing and does nothing.
+    functions.ggml_log_set(ctypes.cast(functions.ggml_tensor_overhead, ctypes.c_void_p), None)
     return functions
 
 

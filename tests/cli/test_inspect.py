@@ -52,6 +52,22 @@ def test_tensors_by_type_are_those_of_gguf_py(quantized: Path, pattern: str) -> 
     assert said["bytes"] == path.stat().st_size
 
 
+def test_what_cannot_be_read_is_said_once(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By us: ggml would print as well. The name need be no UTF-8."""
+    cut = tmp_path / b"cut\xe9.gguf".decode("utf-8", "surrogateescape")
+    cut.write_bytes(next(quantized.glob("mmproj-*.gguf")).read_bytes()[:200])
+    done = subprocess.run([*QVL, "inspect", cut], capture_output=True, check=False)
+    assert done.returncode == 1
+    first, hint = done.stderr.decode().splitlines()
+    assert first.startswith("error: ") and "the GGUF header cannot be read" in first
+    assert hint.startswith("hint: ")
+    (tmp_path / "empty.gguf").touch()
+    assert run(["inspect", str(tmp_path / "empty.gguf")]) == 1
+    assert "not a GGUF file: it is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("n_ctx", [512, 1000])
 def test_the_context_takes_what_llama_cpp_says(tiny_model: Converted, n_ctx: int) -> None:
     done = subprocess.run(

@@ -167,6 +167,16 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [("q4km", "q4_k_m?"), ("Q8-0", "q8_0?"), ("q4_k", "q4_k_s or q4_k_m?"), ("int8", "one of f32, f16")],
+)
+def test_what_was_meant_by_a_type(name: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        convert(tmp_path, tmp_path, name)
+    assert meant in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"text_type": "q9_0"}, "unknown text type 'q9_0'"),
