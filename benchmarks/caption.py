@@ -196,7 +196,7 @@ def main() -> None:
             paths = pictures(Path(folder), args.images, args.size, number)
             warm = pictures(Path(folder), 1, args.size, 1000 + number)  # first use touches every weight
             for mmproj, measured in zip(own, qvl, strict=True):
-                with load(args.text, mmproj, device="cpu", threads=args.threads) as model:
+                with load(args.text, mmproj, device="cpu", threads=args.threads, favor="prompts") as model:
                     run_qvl(model, warm, 2, args.parallel, Measured("warm-up"))
                     run_qvl(model, paths, args.tokens, args.parallel, measured)
             if args.peers:

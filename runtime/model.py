@@ -204,7 +204,10 @@ class Model:
         return self._default.generate(messages, **options)
 
     def caption(self, paths: Any, **options: Any) -> Iterator[Record]:
-        """Caption pictures and videos, several at a time; `qvl.runtime.caption.api.caption` says how."""
+        """Caption pictures and videos, several at a time; `qvl.runtime.caption.api.caption` says how.
+
+        A model that is loaded for this alone should be loaded with favor="prompts".
+        """
         from qvl.runtime.caption.api import caption
 
         return caption(self, paths, **options)

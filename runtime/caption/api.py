@@ -36,6 +36,8 @@ def caption(
 ) -> Iterator[Record]:
     """Caption pictures and videos, several at a time, in the order in which they are done.
 
+    Some CPUs do so sooner with a model that was loaded with favor="prompts".
+
     Args:
         paths: as for `qvl caption`: files, folders, globs, `@list.txt`.
         output: a JSONL or CSV file; then each record is safe on disk before it is yielded, and what the file
