@@ -141,6 +141,8 @@ def caption(
     from qvl.runtime.caption.options import CaptionOptions
 
     out = Output(quiet, verbose)
+    if actors is not None and not ray:
+        raise typer.BadParameter("without --ray there are none", param_hint="--actors")
     paths, sidecar_suffix = _take(paths, _SUFFIX, sidecar)
     paths, address = _take(paths, _ADDRESS, ray)
     found = find_inputs(paths)

@@ -114,5 +114,7 @@ def _question(prompt: str | None) -> str | None:
     text = sys.stdin.read() if prompt in (None, "-") else prompt
     assert text is not None
     if not text.strip():
-        raise typer.BadParameter("the prompt is empty", param_hint="-p")
+        missing = "no question is given, and stdin is empty and no terminal"
+        empty = missing if prompt is None else "the prompt is empty"
+        raise typer.BadParameter(empty, param_hint="-p")
     return text.rstrip("\r\n")

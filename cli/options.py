@@ -36,7 +36,8 @@ GpuLayers = Annotated[
 ctx_size = partial(typer.Option, "-c", "--ctx-size", metavar="N", min=64)
 CtxSize = Annotated[int, ctx_size(help="Tokens the context holds.")]
 Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", metavar="N", min=1, help="Default: one for each core.")
+    int | None,
+    typer.Option("-t", "--threads", metavar="N", min=1, max=512, help="Default: one for each core."),
 ]
 MinPixels = Annotated[
     int | None,

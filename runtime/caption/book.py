@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from qvl.runtime.activity import Activity
@@ -135,6 +136,8 @@ class Book:
         text = self.sidecars.path(item)
         if item.path in self._clashes:
             reason = f"its text file, {text}, is that of {self._clashes[item.path]}"
+        elif text == Path(item.path):
+            reason = "its text file would take its place"
         elif not self.sidecars.takes(item):
             reason = f"its text file, {text}, may not be written there"
         else:

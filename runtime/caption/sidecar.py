@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.inputs import Item, kind_of
 from qvl.runtime.caption.record import Record
 from qvl.runtime.errors import InputError, OutputError
 
@@ -35,6 +35,10 @@ class Sidecars:
     def __post_init__(self) -> None:
         if not self.suffix.startswith(".") or "/" in self.suffix or len(self.suffix) < 2:
             raise InputError(f"the suffix of sidecars is {self.suffix!r}, expected one such as .txt")
+        if kind_of(Path(f"a{self.suffix}")):  # the text of a.png would take the place of a.png
+            raise InputError(
+                f"the suffix of sidecars is {self.suffix!r}, a picture's, expected one such as .txt"
+            )
 
     def path(self, item: Item) -> Path:
         """The text file of a picture."""

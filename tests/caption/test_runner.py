@@ -150,6 +150,17 @@ def test_a_folder_that_takes_no_text_files_stops_nothing(
     assert locked.with_suffix(".txt").exists()
 
 
+def test_a_text_file_never_takes_the_place_of_its_picture(
+    tmp_path: Path,
+) -> None:
+    """Where a picture has the suffix of text files, and was named itself."""
+    picture = write_pictures(tmp_path / "in", 1)[0].rename(tmp_path / "in" / "a.txt")
+    before = picture.read_bytes()
+    (record,) = run(picture, None, "overwrite", sidecar=True)
+    assert "its text file would take its place" in str(record.error)
+    assert picture.read_bytes() == before
+
+
 def test_names_as_long_as_names_can_be(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     picture = write_pictures(folder, 1)[0].rename(folder / f"{'ä' * 125}.png")  # 254 bytes
