@@ -32,6 +32,10 @@ SaveEvery = Annotated[
     int, typer.Option("--save-every", metavar="N", min=1, help="Prompts between two saves.")
 ]
 Head = Annotated[bool, options.flag("--head", help="Count the output matrix too.")]
+Squares = Annotated[
+    bool,
+    options.flag("--squares-only", help="Leave out products of inputs: a small file, as llama-imatrix's."),
+]
 Force = Annotated[bool, options.flag("--force", help="Begin anew if the file exists.")]
 
 
@@ -45,6 +49,7 @@ def imatrix(
     max_tokens: ReplyTokens = 64,
     chunk: Chunk = 512,
     head: Head = False,
+    squares_only: Squares = False,
     save_every: SaveEvery = 16,
     force: Force = False,
     ctx_size: options.CtxSize = 4096,
@@ -77,6 +82,7 @@ def imatrix(
         reply_tokens=max_tokens,
         chunk=chunk,
         head=head,
+        products=not squares_only,
     )
     with out.progress("calibrating", unit="prompts") as progress:
         made = calibrate(

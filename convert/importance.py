@@ -29,11 +29,13 @@ class Importance:
 
     Attributes:
         values: float32 [n_per_row] by tensor name.
+        products: float32 [n_per_row / 256, 256, 256] by tensor name, for those that have them.
         metadata: what llama-quantize notes in a file that was made with one.
         warnings: tensors that will be quantized without.
     """
 
     values: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    products: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     metadata: Metadata = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -69,7 +71,8 @@ def load_importance(path: str | Path | None, plans: Sequence[tuple[str, Sequence
         "quantize.imatrix.entries_count": len(found.entries),
         "quantize.imatrix.chunks_count": found.chunks,
     }
-    return Importance(values, metadata, tuple(_warnings(missing)))
+    products = {n: e.products for n, e in found.entries.items() if e.products is not None}
+    return Importance(values, products, metadata, tuple(_warnings(missing)))
 
 
 def _missing(planned: Planned, values: Mapping[str, npt.NDArray[np.float32]], path: object) -> bool:

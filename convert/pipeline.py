@@ -164,4 +164,5 @@ def _jobs(
             file,
             file.offsets[tensor.name],
             importance.values.get(tensor.name),
+            importance.products.get(tensor.name),
         )

@@ -1,8 +1,9 @@
 """Rows of a checkpoint into rows of a GGUF file, on all cores and in little memory.
 
 A tensor is cut into chunks of whole rows. A worker takes a chunk from the mapped shard to float32
-(libggml's converters), quantizes it (`ggml_quantize_chunk`, or our own K-quants: the same bytes, sooner) and
-writes it where it belongs. ctypes lets go of the interpreter's lock for these calls, so threads are enough.
+(libggml's converters), quantizes it (`ggml_quantize_chunk`, or our own K-quants: the same bytes, sooner),
+lets weights make good for each other where products of inputs are at hand (qvl.convert.feedback), and writes
+it where it belongs. ctypes lets go of the interpreter's lock for these calls, so threads are enough.
 Pages that were read are dropped from this process as the work goes on.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qvl.convert.checkpoint import Checkpoint, TensorEntry
+from qvl.convert.feedback import FEEDBACK, Factors, factors, feed_back
 from qvl.convert.native import kquants
 from qvl.convert.recipe import FLOATS, Planned
 from qvl.runtime.ggml import library as ggml
@@ -52,6 +54,7 @@ class Job:
         entry: the source.
         offset: of the tensor's first byte in the sink.
         importance: float32 [n_per_row], or None.
+        products: float32 [n_per_row / 256, 256, 256] of inputs (`Entry.products`), or None.
     """
 
     planned: Planned
@@ -59,6 +62,7 @@ class Job:
     sink: Sink
     offset: int
     importance: npt.NDArray[np.float32] | None = None
+    products: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class _Chunk:
     rows: npt.NDArray[Any]
     row: int
     source_bytes: int
+    factors: Factors | None
 
 
 def write_tensors(
@@ -105,6 +110,7 @@ def write_tensors(
 
     Raises:
         OSError: from the sink, or from reading the checkpoint. Anything that `progress` raises.
+        GGUFError: products that no inputs have.
     """
     n_threads = threads or usable_cores()
     done, total = 0, sum(_source_bytes(job) for job in jobs)
@@ -153,10 +159,13 @@ def _source_bytes(job: Job) -> int:
 def _chunks(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Iterator[_Chunk]:
     for job in jobs:
         rows = source_rows(checkpoint, job)
+        found = None
+        if job.products is not None and job.planned.type in FEEDBACK:
+            found = factors(job.products, job.planned.tensor.name)
         step = max(1, CHUNK // rows.shape[1])
         for row in range(0, len(rows), step):
             part = rows[row : row + step]
-            yield _Chunk(job, part, row, part.nbytes)
+            yield _Chunk(job, part, row, part.nbytes, found)
 
 
 def source_rows(checkpoint: Checkpoint, job: Job) -> npt.NDArray[Any]:
@@ -200,6 +209,8 @@ class _Worker:
             data = rows.data.cast("B")
         else:
             data = self.quantize(values, kind, job.importance)
+            if chunk.factors is not None:
+                feed_back(kind, values, data, chunk.factors)
         if odd.too_large and self.holds(data, kind):
             odd = Odd(odd.not_finite)
         n_rows = rows.shape[0]

@@ -3,6 +3,10 @@
 A quantizer weighs the errors of a row by these. The file is llama.cpp's GGUF form (tools/imatrix, and
 common/imatrix-loader.cpp which reads it): of each matrix `NAME.in_sum2`, the sums of its inputs' squares,
 and `NAME.counts`, how many inputs were summed.
+
+Ours carries one thing more, which llama.cpp's loader passes over: `NAME.in_products`, the sums of the
+products of any two inputs in one block of 256, the block of the K-quants. With these one weight's error can
+be made good by the next (qvl.convert.feedback).
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from qvl.runtime.ggml.gguf_writer import Value, write_gguf
 from qvl.runtime.ggml.library import Type
 
 KIND: Final = "imatrix"  # general.type
-SUMS, COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS, PRODUCTS = ".in_sum2", ".counts", ".in_products"
+BLOCK: Final = 256
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _HINT: Final = "make one with qvl imatrix, or with llama-imatrix --output-format gguf"
 
@@ -34,13 +39,22 @@ class Entry:
     Attributes:
         sums: float64 [n_in], sums of squares.
         count: inputs summed.
+        products: float32 [n_in / BLOCK, BLOCK, BLOCK], sums of products within each block; None where they
+            were not counted, or n_in is no multiple.
     """
 
     sums: NDArray[np.float64]
     count: int
+    products: NDArray[np.float32] | None = None
 
     def __add__(self, other: Entry) -> Entry:
-        return Entry(self.sums + other.sums, self.count + other.count)
+        both = None if self.products is None or other.products is None else self.products + other.products
+        return Entry(self.sums + other.sums, self.count + other.count, both)
+
+    def __truediv__(self, scale: float) -> Entry:
+        """What inputs would have given that are smaller by the square root of `scale`."""
+        products = None if self.products is None else self.products / np.float32(scale)
+        return Entry(self.sums / scale, self.count, products)
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,11 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     tensors = []
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]
-        for suffix, values in ((SUMS, entry.sums), (COUNTS, np.array([entry.count]))):
+        rows = None if entry.products is None else entry.products.reshape(-1, BLOCK)
+        parts = ((SUMS, entry.sums), (COUNTS, np.array([entry.count])), (PRODUCTS, rows))
+        for suffix, values in parts:
+            if values is None:
+                continue
             data = np.ascontiguousarray(values, np.float32)
             info = TensorInfo(name + suffix, data.shape, Type.F32, 0, data.nbytes)
             tensors.append((info, data.data.cast("B")))
@@ -95,7 +113,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
 
 
 def read_imatrix(path: str | Path) -> Imatrix:
-    """Read a file of `qvl imatrix` or llama-imatrix.
+    """Read a file of `qvl imatrix` or llama-imatrix; products stay in it until they are looked at.
 
     Raises:
         GGUFError: damaged, another kind of file (llama.cpp's old .dat form too), values that are not
@@ -120,7 +138,8 @@ def read_imatrix(path: str | Path) -> Imatrix:
             )
         if not np.isfinite(sums).all() or sums.min() < 0 or not 0 <= counts[0] < math.inf:
             raise GGUFError(f"{path}: {name} has sums that are negative or not finite", hint=_HINT)
-        entries[name] = Entry(sums.astype(np.float64), int(counts[0]))
+        products = _products(file.path, file.tensors.get(name + PRODUCTS), len(sums))
+        entries[name] = Entry(sums.astype(np.float64), int(counts[0]), products)
     meta = file.metadata
     return Imatrix(
         entries,
@@ -129,6 +148,17 @@ def read_imatrix(path: str | Path) -> Imatrix:
         int(meta.get(CHUNK_SIZE, 0)),
         {key: value for key, value in meta.items() if key.startswith("qvl.")},
     )
+
+
+def _products(path: Path, info: TensorInfo | None, n_in: int) -> NDArray[np.float32] | None:
+    if info is None:
+        return None
+    if info.type is not Type.F32 or info.shape != (n_in, BLOCK) or n_in % BLOCK:
+        raise GGUFError(
+            f"{path}: {info.name} is {info.type.name} of {info.shape}, expected F32 of {(n_in, BLOCK)}",
+            hint=_HINT,
+        )
+    return np.memmap(path, np.float32, "r", info.offset, (n_in // BLOCK, BLOCK, BLOCK))
 
 
 def _values(path: Path, info: TensorInfo) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Sums of squares of every matrix product's input, while a model runs.
+"""Sums of squares of every matrix product's input, and of products of two, while a model runs.
 
 What llama.cpp's tools/imatrix collects (`IMatrixCollector::collect_imatrix`), for the decoder and for the
 image encoder alike. Small batches count too: a question after a picture is a small batch.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.ggml.imatrix import Entry
+from qvl.runtime.ggml.imatrix import BLOCK, Entry
 from qvl.runtime.vision.qwen2_vl import GELU_SCALE
 
 _PRODUCT: Final = b"MUL_MAT"
@@ -22,17 +22,18 @@ _QKV: Final = "attn_qkv.weight"
 
 
 class InputSums:
-    """An observer of graphs that adds up squares of the inputs of named weights.
+    """An observer of graphs that adds up squares, and products, of the inputs of named weights.
 
     Attributes:
         entries: by the weight's name, as the graph has it.
         paused: see nothing for now.
     """
 
-    def __init__(self, kept: Callable[[str], bool]) -> None:
-        """kept: which weights, by name."""
+    def __init__(self, kept: Callable[[str], bool], *, products: bool = True) -> None:
+        """kept: which weights, by name. products: of two inputs in one block of 256 too."""
         self.entries: dict[str, Entry] = {}
         self.paused = False
+        self._with_products = products
         self._kept = lru_cache(maxsize=None)(kept)
 
     def wants(self, node: int) -> bool:
@@ -52,9 +53,17 @@ class InputSums:
         source = ggml.tensor(node).src
         values = _rows(source[1])
         with np.errstate(over="ignore", invalid="ignore"):
-            entry = Entry(np.einsum("ij,ij->j", values, values).astype(np.float64), len(values))
+            squares = np.einsum("ij,ij->j", values, values).astype(np.float64)
+            entry = Entry(squares, len(values), self._products(values))
         name = _name(source[0])
         self.entries[name] = self.entries[name] + entry if name in self.entries else entry
+
+    def _products(self, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        n_rows, n_in = values.shape
+        if not self._with_products or n_in % BLOCK:
+            return None
+        blocks = values.reshape(n_rows, -1, BLOCK).transpose(1, 0, 2)
+        return blocks.transpose(0, 2, 1) @ blocks
 
 
 def in_decoder(name: str) -> bool:
@@ -80,7 +89,7 @@ def as_stored(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     stored = {}
     for name, entry in entries.items():
         if name.startswith("v.blk."):
-            entry = Entry(entry.sums / GELU_SCALE**2, entry.count)
+            entry = entry / GELU_SCALE**2
         if name.endswith(_QKV):
             stored.update({name.replace("attn_qkv", f"attn_{x}"): entry for x in "qkv"})
         else:

@@ -40,6 +40,7 @@ class Plan:
         text: tokens are counted in pieces of `chunk`.
         reply_tokens: longest reply to a sample; 0 counts the question alone.
         head: count the inputs of the output matrix too.
+        products: count products of two inputs too: a kilobyte for each input of a matrix.
     """
 
     samples: tuple[Sample, ...] = ()
@@ -48,6 +49,7 @@ class Plan:
     reply_tokens: int = 64
     chunk: int = CHUNK
     head: bool = False
+    products: bool = True
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ def calibrate(
         OutputError: the file is of another run, or cannot be written.
         ImageError: a picture cannot be read.
     """
-    sums = InputSums(in_decoder_or_head if plan.head else in_decoder)
+    sums = InputSums(in_decoder_or_head if plan.head else in_decoder, products=plan.products)
     with Pair(files, n_ctx=max(n_ctx, plan.chunk), device=device, threads=threads, observer=sums) as pair:
         pieces = _pieces(pair.text.vocab.tokenize(plan.text), plan.chunk)
         total = len(plan.samples) + len(pieces)
@@ -109,7 +111,7 @@ def _run(
     pair: Pair, sums: InputSums, plan: Plan, pieces: Sequence[Sequence[int]], skip: int
 ) -> Iterator[tuple[str, Mapping[str, Entry]]]:
     """Each prompt's name and what it added."""
-    seen = InputSums(in_encoder)
+    seen = InputSums(in_encoder, products=plan.products)
     if pair.vision is not None:
         pair.vision.observer = seen
     for sample in plan.samples[skip:]:
@@ -142,7 +144,12 @@ def _begin(out: Path, digest: str, total: int, plan: Plan, force: bool) -> Imatr
         )
     if int(found.extra.get(_DONE, 0)) >= total:
         raise OutputError(f"{out}: exists and is complete", hint="use --force to make it anew")
-    return found
+    # The file is about to be replaced, which a map of it would hinder on Windows.
+    held = {
+        n: replace(e, products=e.products if e.products is None else np.array(e.products))
+        for n, e in found.entries.items()
+    }
+    return replace(found, entries=held)
 
 
 def _add(state: Imatrix, seen: Mapping[str, Entry], done: int) -> Imatrix:
@@ -169,5 +176,5 @@ def _digest(files: ModelFiles, plan: Plan) -> str:
         digest.update(f"{path and (path.name, path.stat().st_size)}\n".encode())
     for sample in plan.samples:
         digest.update(f"{sample.image}\n{sample.prompt}\n".encode())
-    digest.update(f"{plan.text}\n{plan.reply_tokens} {plan.chunk} {plan.head}".encode())
+    digest.update(f"{plan.text}\n{plan.reply_tokens} {plan.chunk} {plan.head} {plan.products}".encode())
     return digest.hexdigest()

@@ -69,6 +69,7 @@ def test_the_first_layers_sums_are_numpys(tiny_model: Converted) -> None:
         np.testing.assert_allclose(
             text[f"blk.0.attn_{part}.weight"].sums, np.square(x).sum(axis=0), rtol=1e-5
         )
+        assert text[f"blk.0.attn_{part}.weight"].products is None  # 128 wide, no block of 256
 
     v = weights(tiny_model.mmproj)
     kernels = [v[f"v.patch_embd.weight{suffix}"] for suffix in ("", ".1")]

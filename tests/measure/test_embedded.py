@@ -18,7 +18,7 @@ from qvl.models.nano.train import questions as ask
 from qvl.models.nano.train.draw import draw_scene
 from qvl.models.nano.train.world import sample_scene
 from qvl.runtime.find import ModelFiles
-from qvl.runtime.ggml.imatrix import Imatrix, read_imatrix
+from qvl.runtime.ggml.imatrix import BLOCK, Entry, Imatrix, read_imatrix
 from qvl.runtime.measure.calibrate import Plan, calibrate
 from qvl.runtime.measure.decoder import Vectors
 from qvl.runtime.measure.divergence import Tally, VisionTally
@@ -32,7 +32,7 @@ N_CTX = 512
 TASKS = ("describe", "count_all", "ground", "where")
 # Seeds of the pictures to calibrate on, of those to hold matrices against, and of those to answer about.
 CALIBRATION, HELD_OUT, ASKED = 1, 2, 3
-ORDERS = range(10)
+ORDERS = range(6)
 SHOWN = 48
 
 
@@ -101,10 +101,13 @@ def test_q8_0_says_what_float32_says(answered: list[Answered], tmp_path: Path) -
 def statistics(reference: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imatrix]:
     """An importance matrix, and what other pictures would have given."""
     folder = tmp_path_factory.mktemp("imatrix")
-    plan = Plan(tuple(drawn(40, CALIBRATION)), reply_tokens=24)
-    calibrate(reference.files, plan, folder / "i.gguf", n_ctx=N_CTX)
-    held_out = Plan(tuple(drawn(32, HELD_OUT)), reply_tokens=24)
-    return folder / "i.gguf", calibrate(reference.files, held_out, folder / "h.gguf", n_ctx=N_CTX)
+    made = calibrated(reference.files, folder / "i.gguf", 40, CALIBRATION)
+    return made, read_imatrix(calibrated(reference.files, folder / "h.gguf", 32, HELD_OUT))
+
+
+def calibrated(files: ModelFiles, out: Path, n: int, seed: int) -> Path:
+    calibrate(files, Plan(tuple(drawn(n, seed)), reply_tokens=24), out, n_ctx=N_CTX)
+    return out
 
 
 def test_an_importance_matrix_lowers_errors_on_other_pictures(
@@ -117,56 +120,69 @@ def test_an_importance_matrix_lowers_errors_on_other_pictures(
     for file in ("text", "mmproj"):
         true, a, b = (dequantized(getattr(m, file)) for m in (reference.files, plain, weighed))
         ratios = {}
-        for name, importance in held_out.importance().items():
+        for name, entry in held_out.entries.items():
             if name in true:
-                errors = [np.square(w[name] - true[name]) @ importance.astype(np.float64) for w in (a, b)]
-                ratios[name] = errors[1].sum() / errors[0].sum()
+                errors = [squared_error(w[name] - true[name], entry) for w in (a, b)]
+                ratios[name] = errors[1] / errors[0]
         assert len(ratios) in (4 * 7, 5 * 6 + 2)
         assert max(ratios.values()) < 1, max(ratios, key=lambda name: ratios[name])
-        assert np.mean(list(ratios.values())) < 0.95
+        assert np.mean(list(ratios.values())) < 0.6
 
 
-def test_the_order_of_channels_changes_nothing_else(
-    answered: list[Answered], statistics: tuple[Path, Imatrix], tmp_path: Path
-) -> None:
-    """What the next test rests on."""
-    copy = reorder(CHECKPOINT, statistics[0], tmp_path, 0)
+def squared_error(lost: NDArray[np.float64], entry: Entry) -> float:
+    """Of the outputs of a matrix from which `lost` is missing, of each block of inputs by itself."""
+    assert entry.products is not None
+    blocks = lost.reshape(len(lost), -1, BLOCK).transpose(1, 0, 2)
+    return float(np.sum((blocks @ entry.products.astype(np.float64)) * blocks))
+
+
+def test_the_order_of_channels_changes_nothing_else(answered: list[Answered], tmp_path: Path) -> None:
+    """What the next tests rest on."""
+    copy = reorder(CHECKPOINT, tmp_path, 0)
     said = Tally()
     with opened(convert(copy.checkpoint, tmp_path / "f32", "f32", "f32")) as pair:
         for a in answered[:4]:
             said.add(a.logits, pair.logits(a.question.units, pair.encode(a.question), a.reply), a.reply)
     assert said.result().kl_max < 1e-6
-    moved, before = (read_imatrix(path).importance() for path in (copy.matrix, statistics[0]))
-    assert np.array_equal(moved["blk.1.attn_q.weight"], before["blk.1.attn_q.weight"][copy.hidden])
 
 
-def test_an_importance_matrix_lowers_what_a_four_bit_encoder_costs(
-    reference: Pair, answered: list[Answered], statistics: tuple[Path, Imatrix], tmp_path: Path
+def test_an_importance_matrix_lowers_what_four_bits_cost(
+    reference: Pair, answered: list[Answered], tmp_path: Path
 ) -> None:
-    """KL of what a float32 decoder says of pictures that q4_k has seen.
+    """KL of q4_k_m with a float32 encoder, and of a float32 decoder with q4_k, on pictures not calibrated on.
 
     Of one file KL is a matter of luck: with other weights sharing blocks it is easily half as much again.
-    So it is the mean over ORDERS: of the logarithm, for no order to outweigh the others.
-
-    Of a decoder as q4_k_m this is not held, because it is not so: over four states of the training the ratio
-    was 0.6, 0.8, 1.5 and 1.0, although every matrix alone gives smaller errors (above). The search with
-    weights, even with all of them alike, was 1.2 by itself.
+    So it is the mean over ORDERS, and of the logarithm, for no order to outweigh the others; each is
+    calibrated by itself. The mean must be below 0 by more than luck explains.
     """
-    ratios = []
+    found: dict[str, list[float]] = {"decoder": [], "vision": []}
     for seed in ORDERS:
         folder = tmp_path / str(seed)
-        copy = reorder(CHECKPOINT, statistics[0], folder, seed)
-        plain, weighed = (
-            kl_of_vision(
-                reference, convert(copy.checkpoint, folder, "f32", "q4_k", m, force=True), answered, copy
-            )
-            for m in (None, copy.matrix)
-        )
-        ratios.append(weighed / plain)
-    assert np.log(ratios).mean() < 0, ratios
+        copy = reorder(CHECKPOINT, folder, seed)
+        whole = convert(copy.checkpoint, folder / "f32", "f32", "f32")
+        matrix = calibrated(ModelFiles(whole.text, whole.mmproj), folder / "i.gguf", 40, CALIBRATION)
+        costs = []
+        for m in (None, matrix):
+            made = convert(copy.checkpoint, folder, "q4_k_m", "q4_k", m, force=True)
+            costs.append((kl_of_decoder(made, answered, copy), kl_of_vision(reference, made, answered, copy)))
+        for name, plain, weighed in zip(found, *costs, strict=True):
+            found[name].append(np.log(weighed / plain))
+    for name, logs in found.items():
+        assert np.mean(logs) + 2 * np.std(logs, ddof=1) / len(logs) ** 0.5 < 0, (name, np.exp(logs))
+
+
+def kl_of_decoder(made: Converted, answered: Sequence[Answered], order: Reordered) -> float:
+    """Of a decoder in another order, shown what float32 sees."""
+    tally = Tally()
+    with opened(made) as pair:
+        for a in answered[:SHOWN]:
+            seen = {key: np.ascontiguousarray(vectors[:, order.hidden]) for key, vectors in a.vectors.items()}
+            tally.add(a.logits, pair.logits(a.question.units, seen, a.reply), a.reply)
+    return tally.result().kl_mean
 
 
 def kl_of_vision(reference: Pair, made: Converted, answered: Sequence[Answered], order: Reordered) -> float:
+    """Of a float32 decoder, shown what an encoder in another order sees."""
     tally, old_places = Tally(), np.argsort(order.hidden)
     with opened(made) as pair:
         for a in answered[:SHOWN]:
