@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from qvl.runtime.caption.inputs import Kind, kind_of
 from qvl.runtime.errors import ImageError, InputError, VideoError
-from qvl.runtime.files import expanded
+from qvl.runtime.files import expanded, is_there
 
 # One argument: a quoted string, or a run in which a backslash keeps the next character. Between single quotes
 # an apostrophe is written '\'' (VTE, kitty) or '"'"' (Python's shlex).
@@ -92,18 +92,22 @@ def attach(paths: list[str], kind: Kind) -> list[Attachment]:
 
 def _matches(path: str) -> list[str]:
     """The path itself, or what a pattern stands for."""
-    if Path(path).exists() or not has_magic(path):
+    if is_there(Path(path)) or not has_magic(path):
         return [path]
     return sorted(glob(path)) or [path]  # noqa: PTH207 - absolute and relative patterns alike
 
 
 def _existing(path: Path, kind: Kind) -> Attachment:
     error = ImageError if kind == "image" else VideoError
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError as e:
         if path.is_symlink():
-            raise error(f"{path}: a link to {path.readlink()}, which is not there")
+            raise error(f"{path}: a link to {path.readlink()}, which is not there") from e
         hint = None if path.is_absolute() else f"it was looked for in {Path.cwd()}"
-        raise error(f"{path}: no such file", hint=hint)
+        raise error(f"{path}: no such file", hint=hint) from e
+    except (OSError, ValueError) as e:
+        raise error(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
     if path.is_dir() and kind == "image":
         hint = "a folder of frames is a video: --video FOLDER, in a conversation /video FOLDER"
         raise error(f"{path}: a folder, not a picture", hint=hint)
@@ -183,13 +187,10 @@ def lone_path(line: str) -> Path | None:
     if not re.match(r"""['"]?(?:file://|~?/|\.{1,2}/)""", line):
         return None
     path = Path(clean_path(line))
-    try:
-        return path if path.exists() else None
-    except (OSError, ValueError):
-        return None
+    return path if is_there(path) else None
 
 
 def looks_like_path(line: str) -> bool:
     """Whether a line that begins with "/" begins with a path rather than with a command."""
     word = line.split(maxsplit=1)[0]
-    return "/" in word[1:] or kind_of(Path(word)) is not None or Path(clean_path(word)).exists()
+    return "/" in word[1:] or kind_of(Path(word)) is not None or is_there(Path(clean_path(word)))

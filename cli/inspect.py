@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qvl.cli import options
-from qvl.cli.output import Output, format_table, human_bytes
+from qvl.cli.output import Output, format_table, human_bytes, printable
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def inspect(
     if json:
         out.json(reports if path.is_dir() else reports[0], indent=2)
     else:
-        out.line("\n\n".join(map(as_text, reports)))
+        out.line(printable("\n\n".join(map(as_text, reports))))
 
 
 def show_memory(

@@ -58,6 +58,10 @@ class Repl:
                     self.out.note("\n(stopped)")
                 except QvlError as e:
                     self.out.error(e)
+                except BrokenPipeError:  # nobody reads the replies
+                    raise
+                except OSError as e:  # a file's; a conversation outlives it
+                    self.out.error(f"{e.filename or 'input or output'}: {e.strerror or e}")
         finally:
             self.reader.close()
             self.conversation.close()

@@ -31,6 +31,14 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path names something, be it a link that leads nowhere; not where that may not be seen."""
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError):  # no right to look, a name too long, or a null byte
+        return False
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with `~` or `~name` in place of a home, or as it is where there is no such home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from qvl.runtime.errors import InputError
-from qvl.runtime.files import expanded
+from qvl.runtime.files import expanded, is_there
 
 Kind = Literal["image", "video"]
 
@@ -110,12 +110,12 @@ def _expand(argument: str, notes: list[str], stdin: Iterable[str] | None) -> Ite
     if argument == STDIN:
         for line in _split(sys.stdin.read() if stdin is None else "".join(stdin)):
             yield from _named(Path(line), notes)
-    elif argument.startswith("@") and not _is_there(Path(argument)):
+    elif argument.startswith("@") and not is_there(Path(argument)):
         source = Path(argument[1:])
         for line in _split(_read_list(source)):
             # As other programs read such lists, from the working folder; else from where the list lies.
             here, beside = Path(line), source.parent / line
-            yield from _named(beside if not _is_there(here) and _is_there(beside) else here, notes)
+            yield from _named(beside if not is_there(here) and is_there(beside) else here, notes)
     else:
         yield from _named(Path(argument), notes)
 
@@ -134,7 +134,7 @@ def _read_list(path: Path) -> str:
 
 def _named(path: Path, notes: list[str]) -> Iterator[Item]:
     """A file, a folder or a glob that the user named."""
-    if str(path).startswith("~") and not _is_there(path):
+    if str(path).startswith("~") and not is_there(path):
         path = expanded(path)
     if _is_folder(path):
         found = False
@@ -143,7 +143,7 @@ def _named(path: Path, notes: list[str]) -> Iterator[Item]:
             yield Item(str(file), str(path))
         if not found:
             notes.append(f"{path}: no pictures in this folder")
-    elif _is_there(path) or not glob.has_magic(str(path)):
+    elif is_there(path) or not glob.has_magic(str(path)):
         yield Item(str(path), str(path.parent))  # if it is missing, its record will say so
     else:
         yield from _matches(path, notes)
@@ -193,11 +193,4 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # it may not even be looked at: reading it will say so
-        return False
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists() or path.is_symlink()
-    except (OSError, ValueError):  # a name too long, or with a null byte
         return False

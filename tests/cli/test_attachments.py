@@ -142,6 +142,13 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
         attach([str(tmp_path / "a.png")], "image")
 
 
+def test_names_that_no_file_can_have() -> None:
+    for name, reason in (("a" * 300 + ".png", "File name too long"), ("a\0.png", "null byte")):
+        with pytest.raises(ImageError, match=f"cannot be read: .*{reason}"):
+            attach([name], "image")
+    assert not looks_like_path("/" + "a" * 300)
+
+
 def test_a_home_of_nobody_is_a_name(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"~nobody-of-this-name/a\.png: no such file"):
         attach(split_paths("~nobody-of-this-name/a.png"), "image")

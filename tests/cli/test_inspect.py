@@ -68,6 +68,17 @@ def test_what_cannot_be_read_is_said_once(
     assert "not a GGUF file: it is empty" in capsys.readouterr().err
 
 
+def test_what_a_file_says_does_not_steer_the_terminal(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = next(quantized.glob("mmproj-*.gguf")).read_bytes()
+    at = content.index(b"general.name") + len(b"general.name") + 12  # its type and its length
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(content[:at] + b"\x1b[m" + content[at + 3 :])
+    assert run(["inspect", str(bad)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("n_ctx", [512, 1000])
 def test_the_context_takes_what_llama_cpp_says(tiny_model: Converted, n_ctx: int) -> None:
     done = subprocess.run(
