@@ -13,15 +13,15 @@ from qvl.convert.pipeline import convert
 from qvl.convert.summary import Converted
 from qvl.runtime.errors import InputError
 
-# Text and vision types from the best to the smallest: rows of benchmarks/quantization.md that no row beats in
-# both size and KL. The decoder loses most by far, so that the image encoder is the first to give up bits.
+# Text and vision types from the best to the smallest: rows of benchmarks/quantization.md that no row without
+# an importance matrix beats in both size and KL. The decoder loses most by far, so that the image encoder is
+# the first to give up bits.
 LADDER: Final = (
     ("bf16", "bf16"),
     ("q8_0", "q8_0"),
     ("q6_k", "q8_0"),
     ("q5_k_m", "q8_0"),
     ("q5_k_m", "q5_k"),
-    ("q4_k_m", "q6_k"),
     ("q4_k_m", "q4_k"),
     ("iq4_xs", "iq4_xs"),
     ("q3_k_m", "q4_k"),

@@ -220,7 +220,10 @@ def _check_alike(model: Pair, reference: Pair) -> None:
             )
     tokens = [pair.text.metadata.get("tokenizer.ggml.tokens") for pair in (model, reference)]
     if tokens[0] != tokens[1]:
-        raise InputError(f"{model.name} and {reference.name}: have different tokens")
+        raise InputError(
+            f"{model.name} and {reference.name}: have different tokens",
+            hint="compare files that were made from one checkpoint",
+        )
 
 
 __all__ = ["PARTS", "Answer", "ModelFiles", "Part", "Progress", "Report", "verify"]

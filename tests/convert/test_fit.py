@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from qvl.convert.fit import LADDER, choose, parse_size
 from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES
 from qvl.runtime.errors import InputError
 from qvl.runtime.ggml.gguf import read_gguf
+
+MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "quantization.json"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,19 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InputError, match="not a size"):
         parse_size(text)
+
+
+def test_nothing_measured_beats_a_rung() -> None:
+    """In size and KL at once, of what needs no importance matrix."""
+    rows = json.loads(MEASURED.read_text())["rows"].values()
+    found = {
+        (r["text"], r["vision"]): (r["text_bytes"] + r["vision_bytes"], r["kl"])
+        for r in rows
+        if "kl" in r and not r["imatrix"]
+    }
+    for rung in LADDER:
+        size, kl = found[rung]
+        assert [t for t, (s, k) in found.items() if s <= size and k <= kl] == [rung]
 
 
 def test_the_ladder_has_known_types_that_need_nothing() -> None:

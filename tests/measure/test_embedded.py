@@ -117,6 +117,8 @@ def test_an_importance_matrix_lowers_errors_on_other_pictures(
     matrix, held_out = statistics
     plain = convert(CHECKPOINT, tmp_path / "plain", "q4_k_m", "q4_k")
     weighed = convert(CHECKPOINT, tmp_path / "weighed", "q4_k_m", "q4_k", matrix)
+    alone = convert(CHECKPOINT, tmp_path / "alone", "q4_k_m", "q4_k", matrix, threads=1)
+    assert alone.text.read_bytes() == weighed.text.read_bytes()
     for file in ("text", "mmproj"):
         true, a, b = (dequantized(getattr(m, file)) for m in (reference.files, plain, weighed))
         ratios = {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.checkpoint import Shape, write_checkpoint
+from support.checkpoint import Shape, Style, write_checkpoint
 
 from qvl.cli.main import run
 from qvl.convert import Converted, convert
@@ -110,6 +110,26 @@ def test_models_of_other_sizes_cannot_be_compared(tiny_model: Converted, tmp_pat
         pytest.raises(InputError, match="only one of"),
     ):
         verify(text, whole, SAMPLES)
+
+
+def test_another_model_is_refused_at_the_command_line(
+    tiny_model: Converted, nano: Callable[[str, str], Converted], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another width, and with other tokens; either way round."""
+    pairs = [str(m.text.parent) for m in (tiny_model, nano("f32", "f32"))]
+    for model, reference in (pairs, pairs[::-1]):
+        assert run(["verify", model, "--against", reference, "--limit", "1"]) == 1
+        out, err = capsys.readouterr()
+        assert not out
+        assert "not the same decoder" in err
+        assert "hint: compare files that were made from one checkpoint" in err
+
+
+def test_the_same_shapes_with_other_tokens_are_refused(tiny_model: Converted, tmp_path: Path) -> None:
+    style = Style(tokenizer="bytes")
+    other = convert(write_checkpoint(tmp_path / "o", Shape(), style), tmp_path, "f32", "f32")
+    with pytest.raises(InputError, match="have different tokens"):
+        compared(other, tiny_model)
 
 
 def test_text_alone(tiny_model: Converted, coarse: Converted) -> None:
