@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.sampler import Sampler, Sampling
-from qvl.runtime.schema import schema_to_grammar
+from qvl.runtime.schema import read_schema, schema_to_grammar
 
 INF = float("inf")
 
@@ -275,3 +276,23 @@ def test_large_bounds() -> None:
     assert as_regex(integers_between(10**15, INF, -INF, INF)).fullmatch(str(10**16 - 1))
     assert not as_regex(integers_between(10**15, INF, -INF, INF)).fullmatch(str(10**15 - 1))
     assert as_regex(integers_between(-INF, -1, -INF, INF)).fullmatch(str(-(10**16) + 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected a JSON object, found a list"),
+        ("[" * 100_000, "not JSON"),
+        ('{"type": "string", "pattern": "a+"}', "pattern"),
+    ],
+)
+def test_a_file_that_is_no_schema_is_named(content: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(InputError, match=rf"s\.json: .*{complaint}"):
+        read_schema(tmp_path / "s.json")
+
+
+def test_a_schema_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"type": "integer"}', encoding="utf-8-sig")
+    assert read_schema(tmp_path / "s.json") == {"type": "integer"}
