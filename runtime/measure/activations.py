@@ -19,6 +19,7 @@ from qvl.runtime.vision.qwen2_vl import GELU_SCALE
 
 _PRODUCT: Final = b"MUL_MAT"
 _QKV: Final = "attn_qkv.weight"
+_LOOKED_UP: Final = "token_embd.weight"  # where this is the head too, its weights must be right by themselves
 
 
 class InputSums:
@@ -51,11 +52,10 @@ class InputSums:
 
     def take(self, node: int) -> None:
         source = ggml.tensor(node).src
-        values = _rows(source[1])
+        name, values = _name(source[0]), _rows(source[1])
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.einsum("ij,ij->j", values, values).astype(np.float64)
-            entry = Entry(squares, len(values), self._products(values))
-        name = _name(source[0])
+            entry = Entry(squares, len(values), self._products(values) if name != _LOOKED_UP else None)
         self.entries[name] = self.entries[name] + entry if name in self.entries else entry
 
     def _products(self, values: NDArray[np.float32]) -> NDArray[np.float32] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -57,6 +58,23 @@ def test_every_matrix_is_seen_with_every_input(tiny_model: Converted) -> None:
 def test_the_head_is_seen_if_asked(tiny_model: Converted) -> None:
     text, _, _ = observed(tiny_model, in_decoder_or_head)
     assert text["token_embd.weight"].count == len(TOKENS)
+
+
+def test_products_are_of_blocks_of_256(nano: Callable[[str, str], Converted]) -> None:
+    """The rows of a head that is the embedding as well are read by themselves, so it has none."""
+    text, vision, _ = observed(nano("f32", "f32"), in_decoder_or_head)
+    assert text.pop("token_embd.weight").products is None
+    for name, entry in (text | vision).items():
+        assert entry.products is not None, name
+        assert entry.products.shape == (len(entry.sums) // 256, 256, 256)
+        found = np.einsum("bii->bi", entry.products).reshape(-1)
+        np.testing.assert_allclose(found, entry.sums, rtol=1e-4, atol=1e-6 * entry.sums.max())
+    x = weights(nano("f32", "f32").text)
+    inputs = x["token_embd.weight"][TOKENS].astype(np.float64)
+    inputs *= x["blk.0.attn_norm.weight"] / np.sqrt(np.square(inputs).mean(axis=1, keepdims=True) + 1e-6)
+    expected, got = inputs.T @ inputs, text["blk.0.attn_q.weight"].products
+    assert got is not None
+    assert np.abs(got[0] - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_the_first_layers_sums_are_numpys(tiny_model: Converted) -> None:
