@@ -192,10 +192,12 @@ def _prompt(prompt: str | None, file: Path | None) -> str | None:
     if prompt == "-":
         return sys.stdin.read().strip("\n")
     if file is not None:
+        from qvl.runtime.caption.prompts import read_prompt
+
         try:
-            return file.read_text(encoding="utf-8-sig").strip("\n")
-        except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"{file}: the prompt cannot be read: {getattr(e, 'strerror', None) or e}") from e
+            return read_prompt(file)
+        except FileNotFoundError as e:
+            raise InputError(f"{file}: the prompt cannot be read: {e.strerror}") from e
     return prompt
 
 

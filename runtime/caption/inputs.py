@@ -125,10 +125,12 @@ def _split(text: str) -> list[str]:
 
 
 def _read_list(path: Path) -> str:
+    hint = "@FILE reads paths from FILE, one a line"
+    if kind_of(path):
+        raise InputError(f"{path}: by its name no list, but something to caption", hint=hint)
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as e:
-        hint = "@FILE reads paths from FILE, one a line"
         raise InputError(f"{path}: the list cannot be read: {e.strerror}", hint=hint) from e
 
 

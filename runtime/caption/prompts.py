@@ -75,6 +75,22 @@ class Template:
         return Prompt(before, after) if mark else Prompt("", before)
 
 
+def read_prompt(file: Path) -> str:
+    """The text of a prompt file.
+
+    Raises:
+        FileNotFoundError: there is none. InputError: it cannot be read, or is no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").strip("\n")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{file}: the prompt is no text in UTF-8 (byte {e.start})") from e
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENAMETOOLONG):  # no file can have so long a name
+            raise FileNotFoundError(e.errno, e.strerror, str(file)) from e
+        raise InputError(f"{file}: the prompt cannot be read: {e.strerror}") from e
+
+
 @dataclass(frozen=True)
 class Variables:
     """The rows of a CSV file, found by path, by file name or by stem.
@@ -102,9 +118,11 @@ class Variables:
         except (OSError, UnicodeDecodeError, csv.Error) as e:
             raise InputError(f"{path}: cannot be read as CSV: {getattr(e, 'strerror', None) or e}") from e
         key = next((name for name in _KEY_COLUMNS if name in columns), None)
+        if not columns:
+            raise InputError(f"{path}: empty, expected CSV with a header")
         if key is None:
             raise InputError(
-                f"{path}: no column names the pictures, only {', '.join(columns) or 'nothing'}",
+                f"{path}: no column names the pictures, only {', '.join(columns)}",
                 hint=f"name one of them {', '.join(_KEY_COLUMNS[:3])}",
             )
         for number, row in enumerate(rows, 2):
@@ -165,14 +183,9 @@ class Prompts:
             return None
         for file in (image.with_name(f"{image.name}.prompt.txt"), image.with_suffix(".prompt.txt")):
             try:
-                text = file.read_text(encoding="utf-8-sig").strip("\n")
+                text = read_prompt(file)
             except FileNotFoundError:
                 continue
-            except (OSError, UnicodeDecodeError) as e:
-                if getattr(e, "errno", None) == errno.ENAMETOOLONG:  # so there is none
-                    continue
-                reason = getattr(e, "strerror", None) or e
-                raise InputError(f"{file}: the prompt cannot be read: {reason}") from e
             try:
                 return Template(text, self.variables.columns if self.variables else ())
             except InputError as e:

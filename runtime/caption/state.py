@@ -79,15 +79,22 @@ class StateFile:
         """The last state that was written whole.
 
         Raises:
-            FormatError: another version of qvl wrote it.
+            FormatError: another version of qvl wrote it, or something else.
         """
-        found: dict[str, Any] = {}
+        found: Any = {}
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # torn by a crash: the line before it holds
                 found = json.loads(line) or found
+        hint = "remove it: the captions stay, and only with which settings they were made is forgotten"
+        if not isinstance(found, dict):
+            raise FormatError(f"{self.path}: a {type(found).__name__}, expected an object", hint=hint)
         if found.pop("qvl_caption", FORMAT) != FORMAT:
             raise FormatError(f"{self.path}: written by another version of qvl", hint="use that one")
         found.pop("pid", None)
+        kinds = {"settings": dict | None, "pass_mode": str | None, "pass_start": int}
+        for name, value in found.items():
+            if name not in State.__dataclass_fields__ or not isinstance(value, kinds.get(name, bool)):
+                raise FormatError(f"{self.path}: {name} is {value!r}, which qvl does not write", hint=hint)
         return State(**found)
 
     def write(self, state: State) -> None:

@@ -73,6 +73,11 @@ def test_lists(photos: Path) -> None:
         paths("@gone.txt")
 
 
+def test_a_picture_is_no_list(photos: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.png: by its name no list"):
+        paths("@photos/a.png")
+
+
 def test_stdin(photos: Path) -> None:
     assert paths("-", stdin=["photos/a.png\n", "odd name.jpg\n"]) == ["photos/a.png", "odd name.jpg"]
 

@@ -81,6 +81,18 @@ def test_no_captions_no_settings_to_keep(out: Path) -> None:
     Ledger(out, {"prompt": "Another."}).close()
 
 
+@pytest.mark.parametrize("state", ["[1]", '{"settings": 3}', '{"foo": 1}', '{"pass_start": "0"}', '"x"'])
+def test_another_file_in_the_place_of_the_one_beside_is_refused(tmp_path: Path, state: str) -> None:
+    out = tmp_path / "out.jsonl"
+    filled(out, A)
+    (tmp_path / "out.jsonl.qvl").write_text(state)
+    with pytest.raises(FormatError, match=r"out\.jsonl\.qvl") as caught:
+        Ledger(out, SETTINGS)
+    assert "remove it" in str(caught.value.hint)
+    (tmp_path / "out.jsonl.qvl").unlink()
+    assert content(out) == [A]
+
+
 def test_without_the_file_beside_it_the_settings_are_unknown(out: Path) -> None:
     filled(out, A)
     out.with_name(f"{out.name}.qvl").unlink()

@@ -88,7 +88,7 @@ def test_columns_of_a_csv(tmp_path: Path) -> None:
         ([["artist", "year"], ["a", "1"]], "no column names the pictures, only artist, year"),
         ([["file", "year"], ["a"]], "row 2 does not have 2 fields"),
         ([["file", "year"], ["a", "1"], ["b", "2", "3"]], "row 3 does not have 2 fields"),
-        ([], "no column names the pictures, only nothing"),
+        ([], "empty, expected CSV with a header"),
     ],
 )
 def test_a_csv_that_does_not_fit(tmp_path: Path, rows: list[list[str]], complaint: str) -> None:
@@ -116,3 +116,13 @@ def test_old_and_new_captions_are_joined() -> None:
     assert join("cat, sofa", "red", "append") == "cat, sofa, red"
     assert join("cat", "red", "prepend") == "red, cat"
     assert join(None, "red", "append") == join("", "red", "prepend") == "red"
+
+
+def test_prompt_files_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "a.prompt.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"a\.prompt\.txt: the prompt is no text in UTF-8"):
+        Prompts().of(str(tmp_path / "a.jpg"), 1, 1)
+    (tmp_path / "b.prompt.txt").mkdir()
+    with pytest.raises(InputError, match=r"b\.prompt\.txt: the prompt cannot be read: Is a directory"):
+        Prompts().of(str(tmp_path / "b.jpg"), 1, 1)
+    assert Prompts().of(str(tmp_path / f"{'c' * 250}.jpg"), 1, 1).text == "Describe this image."
