@@ -15,6 +15,7 @@ import typer
 from qvl.cli import bench, cache, caption, chat, convert, imatrix, inspect, models, verify
 from qvl.cli.output import Output
 from qvl.runtime.errors import Cancelled, QvlError
+from qvl.runtime.interrupt import RAISING
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -118,6 +119,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    RAISING.append(_terminate)
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late one must not cut the leaving short
     sys.exit(code)

@@ -2,7 +2,8 @@
 
 Python raises KeyboardInterrupt wherever the main thread runs Python code next; in a callback from C it is
 printed and lost, and C goes on with whatever the callback has not returned. So while such a call runs, a
-SIGINT is only noted, for the callback to ask about, and raised when the call is over.
+SIGINT is only noted, for the callback to ask about, and raised when the call is over. So is a SIGTERM, for
+which a program has a handler that raises.
 """
 
 from __future__ import annotations
@@ -11,32 +12,37 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+
+RAISING: Final[list[Any]] = [signal.default_int_handler]
+"""Handlers of SIGINT and SIGTERM that raise; a program adds its own."""
 
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold back KeyboardInterrupt while the body runs; yields a function that says whether one is waiting.
+    """Hold back what Ctrl-C raises while the body runs; yields a function that says whether it is waiting.
 
-    Outside the main thread, and where a program has a SIGINT handler of its own, nothing is changed.
+    Outside the main thread, and where a program's handlers do not raise, nothing is changed.
 
     Raises:
-        KeyboardInterrupt: at the end, if Ctrl-C was pressed, in place of what the body raises.
+        KeyboardInterrupt, or what the handler raises: at the end, in place of what the body raises.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    found: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in found.items() if handler in RAISING}
+    if not held or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    pressed = False
+    came: list[int] = []
 
-    def note(*_: Any) -> None:
-        nonlocal pressed
-        pressed = True
+    def note(number: int, _: Any) -> None:
+        came.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    for number in held:
+        signal.signal(number, note)
     try:
-        yield lambda: pressed
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if pressed:
-            raise KeyboardInterrupt
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if came:
+            held[came[0]](came[0], None)

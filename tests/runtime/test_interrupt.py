@@ -69,3 +69,26 @@ def test_encoding_stops_and_works_again(tiny_model: Converted, capfd: pytest.Cap
         (again,) = model.vision.encode([picture])
     assert np.array_equal(again.embeddings, whole.embeddings)
     assert "Exception ignored" not in capfd.readouterr().err
+
+
+class Left(SystemExit):
+    """What a program's own handler raises."""
+
+
+def leave(*_: object) -> None:
+    raise Left
+
+
+def test_a_handler_of_sigterm_that_raises_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGTERM, leave)
+    monkeypatch.setattr("qvl.runtime.interrupt.RAISING", [leave])
+    reached = False
+    try:
+        with pytest.raises(Left), held_interrupts() as pressed:
+            signal.raise_signal(signal.SIGTERM)
+            assert pressed()
+            reached = True
+        assert reached
+        assert signal.getsignal(signal.SIGTERM) is leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
