@@ -57,9 +57,10 @@ def imatrix(
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make an importance matrix, for convert --imatrix and llama-quantize.
+    """Calibrate on pictures, for convert --imatrix.
 
-    Pictures calibrate the image encoder and the decoder, text the decoder alone. If it is interrupted,
+    llama-quantize reads the file too. Pictures calibrate the image encoder and the decoder, text the decoder
+    alone. If it is interrupted,
     the same command goes on where it was.
     """
     from qvl.runtime.errors import InputError

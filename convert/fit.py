@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from qvl.convert.pipeline import convert
 from qvl.convert.summary import Converted
+from qvl.convert.writer import readable
 from qvl.runtime.errors import InputError
 
 # Text and vision types from the best to the smallest: rows of benchmarks/quantization.md that no row without
@@ -97,10 +98,6 @@ def choose(
         raise InputError("no types to choose from")
     raise InputError(
         f"{src}: the smallest types, {better.text_type} and {better.vision_type}, need "
-        f"{_written(better.needed)}, more than {_written(budget)}",
+        f"{readable(better.needed)}, more than {readable(budget)}",
         hint="take a smaller context (--ctx-size), smaller pictures (--max-pixels) or a smaller model",
     )
-
-
-def _written(n: int) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.0f} MB"

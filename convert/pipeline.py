@@ -24,6 +24,7 @@ from qvl.convert.recipe import (
     VISION_RECIPES,
     Choices,
     Planned,
+    check_overrides,
     find_recipe,
     parse_overrides,
     parse_type,
@@ -94,6 +95,7 @@ def convert(
     config = read_config(source.folder)
     with Checkpoint(source.folder) as checkpoint:
         tensors = map_tensors(config, checkpoint.tensors, str(source.folder))
+        check_overrides(choices, (*tensors.text, *tensors.vision))
         plans = (
             plan_text(
                 tensors.text,

@@ -109,6 +109,22 @@ def parse_overrides(overrides: Iterable[str]) -> tuple[tuple[re.Pattern[str], Ty
     return tuple(parsed)
 
 
+def check_overrides(choices: Choices, tensors: Iterable[Mapped]) -> None:
+    """Refuse an override that no tensor has the name for.
+
+    Raises:
+        InputError: such a one.
+    """
+    names = [tensor.name for tensor in tensors]
+    for pattern, kind in choices.overrides:
+        if not any(map(pattern.search, names)):
+            layers = (name for name in names if re.match(r"(v\.)?blk\.0\..*weight", name))
+            raise InputError(
+                f"tensor type '{pattern.pattern}={kind.name.lower()}': no tensor has such a name",
+                hint=f"there are {', '.join(layers)}, other layers' and {len(names)} in all",
+            )
+
+
 def parse_type(name: str) -> Type:
     """A ggml type by name: q4_k, f16, iq4_xs, ….
 

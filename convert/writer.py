@@ -171,7 +171,7 @@ def check_outputs(paths: Sequence[Path], nbytes: int, *, force: bool) -> None:
         raise _output_error(error, folder) from error
     if free < nbytes:
         raise OutputError(
-            f"{folder}: {nbytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            f"{folder}: {readable(nbytes)} needed, {readable(free)} free",
             hint="free some space, choose another folder, or a smaller type",
         )
 
@@ -179,6 +179,11 @@ def check_outputs(paths: Sequence[Path], nbytes: int, *, force: bool) -> None:
 def file_size(tensors: Sequence[Planned]) -> int:
     """Bytes of a file, its header estimated from above."""
     return HEADER_ROOM + sum(_padded(planned.nbytes) for planned in tensors)
+
+
+def readable(nbytes: int) -> str:
+    """Bytes as people write them: "1.23 GB", "45 MB"."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:.0f} MB"
 
 
 def _output_error(error: OSError, folder: Path) -> OutputError:

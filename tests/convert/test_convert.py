@@ -20,7 +20,7 @@ from support.checkpoint import PREPROCESSOR, Shape, Style, weights, write_checkp
 from support.llama_log import silent_llama
 
 from qvl.convert import Converted, convert
-from qvl.runtime.errors import CheckpointError
+from qvl.runtime.errors import CheckpointError, InputError
 from qvl.runtime.ggml.gguf import read_gguf
 
 KEPT: list[Any] = []  # libmtmd holds a pointer to the callback, and cannot say which it had before
@@ -207,6 +207,14 @@ def test_overrides(tmp_path: Path) -> None:
         "v.blk.1.ffn_up.weight": "Q5_1", "mm.0.bias": "F32", "blk.0.attn_norm.weight": "F32",
     }  # fmt: skip
     assert {name: types[name] for name in expected} == expected
+
+
+def test_an_override_without_a_tensor_is_a_mistake(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", Shape())
+    with pytest.raises(InputError, match=r"ffn_upp=q5_k.*no tensor") as refused:
+        convert(folder, tmp_path, tensor_types=["ffn_up=q4_0", "ffn_upp=q5_k"])
+    assert "blk.0.ffn_up.weight" in (refused.value.hint or "")
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's high-water mark")
