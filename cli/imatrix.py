@@ -60,8 +60,7 @@ def imatrix(
     """Calibrate on pictures, for convert --imatrix.
 
     llama-quantize reads the file too. Pictures calibrate the image encoder and the decoder, text the decoder
-    alone. If it is interrupted,
-    the same command goes on where it was.
+    alone. If it is interrupted, the same command goes on where it was.
     """
     from qvl.runtime.errors import InputError
     from qvl.runtime.find import find_model
