@@ -147,12 +147,12 @@ def _gains(rows: Sequence[Row]) -> Iterator[str]:
         "at q4_k)."
     )
     yield (
-        "It comes from the products of inputs, which only qvl's own importance matrices have and "
-        "Q4_K, Q5_K and Q6_K alone use (qvl.convert.feedback). Squares of inputs, all that llama.cpp's have, "
+        "It comes from the products of inputs, which only qvl's own importance matrices have and Q4_K, "
+        "Q5_K and Q6_K alone use (qvl.convert.feedback). Squares of inputs, all that llama.cpp's have, "
         "gave 0.96 on average over the same orders, and a weight for each column cannot do much more: the "
         "best there is, from gradients of the replies themselves, would give 0.92 (by a diagonal Fisher "
-        "matrix). This decoder is 256 wide, so that one block of products holds all its channels; of a wider model a block "
-        "holds only a part, and less can be won there."
+        "matrix). This decoder is 256 wide, so that one block of products holds all its channels; of a "
+        "wider model a block holds only a part, and less can be won there."
     )
     lines = ["| text | vision | KL | KL, decoder | vision error |", "|---|---|--:|--:|--:|"]
     for plain, weighed in pairs:
