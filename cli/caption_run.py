@@ -136,7 +136,8 @@ class CaptionRun:
         # A bar would stand in the way of records on the same terminal, which show by themselves how it goes.
         in_the_way = isinstance(book.results, Stream) and sys.stdout.isatty()
         has_bar = self.out.shows_bars and not in_the_way
-        report = Report(self.out, book.tally, book.activity, has_bar=has_bar)
+        resumes = not isinstance(book.results, Stream)
+        report = Report(self.out, book.tally, book.activity, has_bar=has_bar, resumes=resumes)
         shown = self.out.progress("captioning", "pictures", delay=0 if has_bar else math.inf)
         with _interrupts(book.stop, self.out), shown as bar:
             bar(0, book.tally.total, report.label)
@@ -174,10 +175,16 @@ class Report:
     """Words about a run: errors as they come, a line a minute where there is no bar, a summary."""
 
     def __init__(
-        self, out: Output, tally: Tally, activity: Activity | None = None, *, has_bar: bool = False
+        self,
+        out: Output,
+        tally: Tally,
+        activity: Activity | None = None,
+        *,
+        has_bar: bool = False,
+        resumes: bool = True,
     ) -> None:
         self._out, self._tally, self._activity = out, tally, activity or Activity()
-        self._has_bar = has_bar
+        self._has_bar, self._resumes = has_bar, resumes
         self._started = self._last = time.monotonic()
 
     @property
@@ -221,6 +228,7 @@ class Report:
         if tally.failed_before:
             parts.append(f"{tally.failed_before} of them failed then (--retry-errors tries them again)")
         if tally.interrupted:
-            parts.append(f"interrupted with {tally.left} left: the same command goes on")
+            how = "the same command goes on" if self._resumes else "-o FILE would let a run go on"
+            parts.append(f"interrupted with {tally.left} left: {how}")
         words = f"{', '.join(parts)}; {human_seconds(time.monotonic() - self._started)}"
         return f"{words}, {human_rate(self._rate())}" if tally.done else words

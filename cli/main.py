@@ -105,9 +105,8 @@ def _usage_error(out: Output, error: typer.TyperException, args: list[str]) -> i
         out.note(message)
         return USAGE
     known = {command.name for command in app.registered_commands}
-    command = next(
-        (f"qvl {word}" for word in args[:1] if word in known), "qvl"
-    )  # not every error has a context
+    # taken from the words, for not every error has a context
+    command = " ".join(["qvl", *(word for word in args[:1] if word in known)])
     out.error(message, f"{command} --help lists what there is")
     return USAGE
 

@@ -302,8 +302,8 @@ def _open(name: str) -> ctypes.CDLL:
 def _short_spins() -> Iterator[None]:
     """Have libgomp, which reads it when it is loaded, let threads spin at a barrier for 50 us and not for 5 ms.
 
-    On an idle machine neither is faster: waits within a graph are shorter. Where others want the cores too,
-    a thread burns its time waiting for one that is not running, and tokens came at a quarter of the speed.
+    On an idle machine that costs up to 4% of generation. Where others want the cores too, a thread that spins
+    burns the time of one that it waits for, and tokens came at half the speed or less (benchmarks/README.md).
     """
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         yield

@@ -239,3 +239,10 @@ def test_what_takes_long_is_said() -> None:
     activity.closed = True
     assert not activity.at("reading the frames of a.mp4", 1.0)
     assert activity.words() == ""
+
+
+@pytest.mark.parametrize(("resumes", "words"), [(True, "the same command goes on"), (False, "-o FILE")])
+def test_an_interrupted_run_says_what_to_do(resumes: bool, words: str) -> None:
+    """What went to stdout is not remembered: the same command would begin anew."""
+    summary = Report(Output(), Tally(total=3, done=1, interrupted=True), resumes=resumes).summary()
+    assert "interrupted with 2 left" in summary and words in summary
