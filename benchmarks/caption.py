@@ -33,7 +33,7 @@ from qvl.runtime import load
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.setup import open_run
-from qvl.runtime.caption.stream import Stream
+from qvl.runtime.caption.stdout import Stream
 from qvl.runtime.model import Model
 
 PROMPT = "Describe this image."
@@ -196,7 +196,7 @@ def main() -> None:
             paths = pictures(Path(folder), args.images, args.size, number)
             warm = pictures(Path(folder), 1, args.size, 1000 + number)  # first use touches every weight
             for mmproj, measured in zip(own, qvl, strict=True):
-                with load(args.text, mmproj, device="cpu", threads=args.threads, favor="prompts") as model:
+                with load(args.text, mmproj, device="cpu", threads=args.threads, optimize="prefill") as model:
                     run_qvl(model, warm, 2, args.parallel, Measured("warm-up"))
                     run_qvl(model, paths, args.tokens, args.parallel, measured)
             if args.peers:

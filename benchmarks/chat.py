@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime import load
-from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.model import Model
+from qvl.runtime.resources import default_threads
 
 QUESTIONS = ("What is in this picture?", "And what colour is it?")
 REPLY = 16  # tokens of the first reply, so that both sides carry the same history

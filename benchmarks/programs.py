@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime import load
+from qvl.runtime.detail.pace import read_seconds
 from qvl.runtime.llama.binding import import_part
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.llama.repack import Favor
-from qvl.runtime.measure.speed import read_seconds, write_seconds
+from qvl.runtime.llama.repack import Optimize
+from qvl.runtime.measure.speed import write_seconds
 from qvl.runtime.model import Model
 
 READ, WRITE = 512, 32  # tokens
@@ -132,11 +133,11 @@ def rates(
 
     with ExitStack() as stack:
 
-        def context(favor: Favor) -> Context:
-            model = stack.enter_context(LlamaModel(text, device="cpu", favor=favor))
+        def context(optimize: Optimize) -> Context:
+            model = stack.enter_context(LlamaModel(text, device="cpu", optimize=optimize))
             return stack.enter_context(Context(model, n_ctx=READ, threads=args.threads))
 
-        chat, captions = context("replies"), context("prompts")
+        chat, captions = context("decode"), context("prefill")
         turns: dict[str, Callable[[int], Any]] = {
             "qvl prefill": lambda n: READ / read_seconds(chat, READ),
             "llama-bench prefill": lambda n: peer(["-p", READ, "-n", 0]),

@@ -32,6 +32,7 @@ from qvl.convert.mixtures import TEXT_RECIPES
 from qvl.models.nano.train.evaluate import SEED, Item, items, score
 from qvl.models.nano.train.through_qvl import content
 from qvl.runtime import load
+from qvl.runtime.engine.units import Unit
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.measure.calibrate import Plan, calibrate
 from qvl.runtime.measure.decoder import Vectors
@@ -39,7 +40,6 @@ from qvl.runtime.measure.machine import describe_machine
 from qvl.runtime.measure.pair import Pair, Question
 from qvl.runtime.measure.samples import Sample
 from qvl.runtime.measure.verify import Report, verify
-from qvl.runtime.tokens import Unit
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("describe 1", "describe 2", "count", "read digits", "ground")

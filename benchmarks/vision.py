@@ -30,10 +30,10 @@ import programs
 import random_model
 import report
 from contenders import Contender, Picture
+from profile_encoder import profile
 
-from qvl.runtime.ggml.devices import default_threads
 from qvl.runtime.measure.machine import describe_machine
-from qvl.runtime.measure.profile import profile
+from qvl.runtime.resources import default_threads
 from qvl.runtime.vision.encoder import VisionEncoder
 
 HERE = Path(__file__).resolve().parent

@@ -14,8 +14,9 @@ from qvl.cli.output import Output, format_table, human_bytes, human_seconds
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from qvl.runtime.detail.pace import Size
     from qvl.runtime.measure.machine import Machine
-    from qvl.runtime.measure.speed import Size, Speed, Timing
+    from qvl.runtime.measure.speed import Speed, Timing
     from qvl.runtime.model import Model
 
 _N_CTX: Final = 4096
@@ -50,8 +51,8 @@ def bench(
     """
     pictures = [parse_size(size) for size in sizes.split(",") if size.strip()]
     from qvl.cli.engine import open_model
+    from qvl.runtime.detail.pace import keep_pace
     from qvl.runtime.measure.machine import describe_machine
-    from qvl.runtime.measure.pace import keep_pace
     from qvl.runtime.measure.speed import measure
 
     out = Output(quiet, verbose)
@@ -94,7 +95,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: Model, load_seconds: float) -> Subject:
-        from qvl.runtime.ggml.devices import default_threads
+        from qvl.runtime.resources import default_threads
 
         eyes = model.vision if model.has_vision else None
         return cls(

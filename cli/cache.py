@@ -18,7 +18,8 @@ def cache(clear: Clear = False, json: options.Json = False) -> None:
 
     `qvl chat` keeps what the image encoder made of a picture, so that asking about it again starts at once.
     """
-    from qvl.runtime.vision.cache import EmbeddingCache, default_directory
+    from qvl.runtime.files import default_directory
+    from qvl.runtime.vision.cache import EmbeddingCache
 
     out = Output()
     kept = EmbeddingCache(default_directory(), memory_bytes=0)

@@ -16,14 +16,14 @@ from qvl.cli.engine import open_model
 from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output, human_rate, human_seconds
 from qvl.runtime.activity import Activity
-from qvl.runtime.caption.book import Book, Results, Stop, Tally
+from qvl.runtime.caption.bookkeeping import Book, Results, Stop, Tally
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars, ledger_path
 from qvl.runtime.caption.state import Mode
-from qvl.runtime.caption.stream import Stream
+from qvl.runtime.caption.stdout import Stream
 from qvl.runtime.errors import Cancelled, InputError
 from qvl.runtime.find import find_model
 
@@ -69,7 +69,7 @@ class CaptionRun:
 
         with ExitStack() as stack:
             results = stack.enter_context(self._results(model))
-            loaded = stack.enter_context(open_model(model, self.out, favor="prompts"))
+            loaded = stack.enter_context(open_model(model, self.out, optimize="prefill"))
             runner, captioner = open_run(
                 loaded,
                 self.items,

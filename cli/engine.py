@@ -13,7 +13,7 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.files import expanded
 
 if TYPE_CHECKING:
-    from qvl.runtime.llama.repack import Favor
+    from qvl.runtime.llama.repack import Optimize
     from qvl.runtime.model import Ahead, Model
 
 
@@ -22,14 +22,14 @@ def open_model(
     options: ModelOptions,
     out: Output,
     *,
-    favor: Favor = "replies",
+    optimize: Optimize = "decode",
     use_cache: bool = False,
     ahead: Ahead | None = None,
 ) -> Iterator[Model]:
     """The model that the options name, loaded, and freed at the end.
 
     Args:
-        favor: what the decoder is to be fast at; see `qvl.runtime.load`.
+        optimize: what the decoder is to be fast at; see `qvl.runtime.load`.
         use_cache: keep the embeddings of pictures on disk, for the next time they are asked about.
         ahead: what to look at while the text model loads; see `qvl.runtime.load`.
 
@@ -38,7 +38,8 @@ def open_model(
     """
     _check(options.path)
     from qvl.runtime import load
-    from qvl.runtime.vision.cache import EmbeddingCache, default_directory
+    from qvl.runtime.files import default_directory
+    from qvl.runtime.vision.cache import EmbeddingCache
 
     show_log(out)
     with out.progress("loading", "%", delay=1.0) as bar:
@@ -46,7 +47,7 @@ def open_model(
         model = load(
             options.path,
             **options.kwargs(),
-            favor=favor,
+            optimize=optimize,
             cache=cache,
             progress=lambda share: bar(share, 1.0),
             ahead=ahead,

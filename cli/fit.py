@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qvl.cli.output import Output, human_bytes
 
 if TYPE_CHECKING:
-    from qvl.convert.fit import Fit
+    from qvl.convert.ladder import Fit
     from qvl.convert.summary import Converted
     from qvl.runtime.measure.memory import Memory
 
@@ -21,7 +21,7 @@ def fitting_types(
     Raises:
         InputError: not a size, or nothing fits.
     """
-    from qvl.convert.fit import choose, parse_size
+    from qvl.convert.ladder import choose, parse_size
     from qvl.runtime.find import ModelFiles
     from qvl.runtime.measure.memory import USUAL_PIXELS, predict_memory
 

@@ -12,7 +12,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from qvl.cli import bench, cache, caption, chat, convert, imatrix, inspect, models, verify
+from qvl.cli import bench, cache, caption, convert, imatrix, inspect, models, verify
+from qvl.cli.chat import chat
 from qvl.cli.output import Output
 from qvl.runtime.errors import Cancelled, QvlError
 from qvl.runtime.interrupt import RAISING

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from qvl.runtime.caption.record import as_json
 from qvl.runtime.errors import QvlError
+from qvl.runtime.files import as_json
 
 _RED, _YELLOW, _DIM, _RESET = "\x1b[1;31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _UNITS = ("B", "kB", "MB", "GB", "TB")

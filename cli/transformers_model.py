@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, Qwen2VLForConditionalGeneration
 from transformers.utils import logging
 
+from qvl.runtime.engine.units import Unit, VisionUnit
 from qvl.runtime.measure.decoder import Vectors
 from qvl.runtime.measure.pair import Question
-from qvl.runtime.positions import TextSpan, mrope_positions
-from qvl.runtime.tokens import Unit, VisionUnit
+from qvl.runtime.prompt.positions import TextSpan, mrope_positions
 
 
 class TransformersModel:

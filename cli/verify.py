@@ -65,7 +65,7 @@ def verify(
     """
     from contextlib import ExitStack
 
-    from qvl.cli.subjects import open_subject
+    from qvl.cli.comparands import open_subject
     from qvl.runtime.measure.samples import load_samples
     from qvl.runtime.measure.verify import verify as run
 

@@ -9,7 +9,6 @@ Pages that were read are dropped from this process as the work goes on.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from qvl.convert.native import kquants
 from qvl.convert.recipe import FLOATS, Planned
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
+from qvl.runtime.resources import usable_cores
 
 CHUNK: Final = 1 << 18  # elements: a megabyte of float32, near the size of a core's cache
 RELEASE: Final = 32 << 20  # source bytes between two drops: a fault maps more pages than it is asked for
@@ -143,13 +143,6 @@ def write_tensors(
         pool.shutdown(wait=True, cancel_futures=True)
         pending.clear()  # views of the maps go with it
     return odd
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _source_bytes(job: Job) -> int:

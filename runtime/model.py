@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.embeddings import EmbeddingStore
+from qvl.runtime.engine.batches import batches
+from qvl.runtime.engine.reply import Stream
+from qvl.runtime.engine.session import Session
+from qvl.runtime.engine.store import EmbeddingStore
+from qvl.runtime.engine.units import VisionUnit, n_cells
 from qvl.runtime.errors import GGUFError, InputError
-from qvl.runtime.feed import batches
+from qvl.runtime.files import file_identity
 from qvl.runtime.find import find_model
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import ALL_LAYERS, LlamaModel
-from qvl.runtime.llama.repack import Favor
+from qvl.runtime.llama.repack import Optimize
 from qvl.runtime.llama.sampler import Sampling
-from qvl.runtime.prompt import ChatTemplate, Message, VisionChunk
-from qvl.runtime.session import Session
-from qvl.runtime.stream import Stream
-from qvl.runtime.tokens import VisionUnit, n_cells
-from qvl.runtime.vision.cache import EmbeddingCache, file_identity
+from qvl.runtime.prompt.chatml import ChatTemplate
+from qvl.runtime.prompt.messages import Message, VisionChunk
+from qvl.runtime.vision.cache import EmbeddingCache
 from qvl.runtime.vision.encoder import Precision, Progress, VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
@@ -52,7 +54,7 @@ def load(
     max_pixels: int | None = None,
     kv_type: str = "f16",
     precision: Precision = "auto",
-    favor: Favor = "replies",
+    optimize: Optimize = "decode",
     cache: EmbeddingCache | None = None,
     progress: Callable[[float], None] | None = None,
     ahead: Ahead | None = None,
@@ -69,8 +71,8 @@ def load(
         min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
         kv_type: type of the KV cache: f16, f32 or q8_0.
         precision: of the image encoder: "auto", or "exact"; see `VisionEncoder`.
-        favor: what the decoder is to be fast at where a CPU cannot have both: "replies", one token after the
-            other, or "prompts", and several replies at a time, as `caption` makes them.
+        optimize: what the decoder should be fast at where a CPU cannot have both: "decode", one token at a
+            time, or "prefill" and several sequences at a time, as `caption` runs them.
         cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
         progress: called with the fraction of the text model that is loaded.
         ahead: says what will be asked about, in another thread; a CPU looks at that while the text model
@@ -86,7 +88,7 @@ def load(
 
         def open_text() -> LlamaModel:
             model = LlamaModel(
-                files.text, device=device, n_gpu_layers=n_gpu_layers, favor=favor, progress=progress
+                files.text, device=device, n_gpu_layers=n_gpu_layers, optimize=optimize, progress=progress
             )
             opened.callback(model.close)
             return model
@@ -103,7 +105,7 @@ def load(
                 precision=precision,
             )
             opened.callback(vision.close)
-            store = EmbeddingStore(_Eyes(vision), cache=cache)
+            store = EmbeddingStore(_EncoderBackend(vision), cache=cache)
             opened.callback(store.close)
             if ahead is not None and vision.device.is_cpu:
                 vision.spare_threads(1)  # llama.cpp loads with one
@@ -117,7 +119,7 @@ def load(
 
 
 class Model:
-    """A text model with its eyes. Use as a context manager, or call `close`.
+    """A decoder with its image encoder. Use as a context manager, or call `close`.
 
     Attributes:
         text: the decoder.
@@ -160,7 +162,7 @@ class Model:
         self._vision = vision
         self.threads = threads
         self._kv_type = kv_type
-        self._store = store or EmbeddingStore(_Eyes(vision) if vision is not None else None)
+        self._store = store or EmbeddingStore(_EncoderBackend(vision) if vision is not None else None)
         self._sessions: list[Session] = []
         self._default: Session | None = None
 
@@ -206,7 +208,7 @@ class Model:
     def caption(self, paths: Any, **options: Any) -> Iterator[Record]:
         """Caption pictures and videos, several at a time; `qvl.runtime.caption.api.caption` says how.
 
-        A model that is loaded for this alone should be loaded with favor="prompts".
+        A model that is loaded for this alone should be loaded with optimize="prefill".
         """
         from qvl.runtime.caption.api import caption
 
@@ -252,7 +254,7 @@ class Model:
         self.close()
 
 
-class _Eyes:
+class _EncoderBackend:
     """The encoder, as an `EmbeddingStore` wants it."""
 
     def __init__(self, encoder: VisionEncoder) -> None:

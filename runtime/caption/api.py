@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.runtime.caption.book import Results
+from qvl.runtime.caption.bookkeeping import Results
 from qvl.runtime.caption.inputs import find_inputs
 from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.setup import open_run
 from qvl.runtime.caption.state import Mode
-from qvl.runtime.caption.stream import Stream
+from qvl.runtime.caption.stdout import Stream
 
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
@@ -36,7 +36,7 @@ def caption(
 ) -> Iterator[Record]:
     """Caption pictures and videos, several at a time, in the order in which they are done.
 
-    Some CPUs do so sooner with a model that was loaded with favor="prompts".
+    Some CPUs do so sooner with a model that was loaded with optimize="prefill".
 
     Args:
         paths: as for `qvl caption`: files, folders, globs, `@list.txt`.

@@ -20,15 +20,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final, TypeAlias
 
-from qvl.runtime.caption.book import Book, Result, Results, Stop
+from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
+from qvl.runtime.caption.duplicates import first_twins
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.prepare import content_hash
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.runner import Runner
 from qvl.runtime.caption.sidecar import Sidecars
-from qvl.runtime.caption.stream import Stream
-from qvl.runtime.caption.twins import first_twins
+from qvl.runtime.caption.stdout import Stream
 from qvl.runtime.errors import BackendError, Cancelled, QvlError
 from qvl.runtime.find import ModelFiles
 
@@ -60,7 +60,7 @@ class Actor:
         from qvl.runtime.caption.setup import choose_parallelism, open_captioner, plan_for, preprocessor_for
         from qvl.runtime.model import load
 
-        model = load(worker.text, worker.mmproj, favor="prompts", **worker.load_options)
+        model = load(worker.text, worker.mmproj, optimize="prefill", **worker.load_options)
         preprocessor = preprocessor_for(model, worker.options)
         parallelism = choose_parallelism(
             model, worker.options, preprocessor, parallel=worker.parallel, n_ctx=worker.n_ctx, has_videos=True

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from qvl.runtime.caption.assemble import Wording
 from qvl.runtime.caption.prompts import Prompts, Template, Variables
 from qvl.runtime.caption.settings import Settings, file_identity, model_identity
-from qvl.runtime.caption.wording import Wording
+from qvl.runtime.detail.cost import Detail
 from qvl.runtime.errors import InputError
-from qvl.runtime.schema import read_schema, schema_to_grammar
-from qvl.runtime.vision.detail import Detail
+from qvl.runtime.grammar.schema import read_schema, schema_to_grammar
 
 MAX_TOKENS: Final = 256
 MAX_PIXELS: Final = 1280 * 28 * 28
@@ -31,7 +31,7 @@ class CaptionOptions:
         sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
         seed: each picture's own seed derives from it and from the picture's content.
         schema: JSON schema file that every caption must fit.
-        image_detail: in place of max_pixels, see `qvl.runtime.vision.detail`.
+        image_detail: in place of max_pixels, see `qvl.runtime.detail.cost`.
     """
 
     prompt: str | None = None

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from qvl.runtime.caption.inputs import Kind, kind_of
 from qvl.runtime.errors import InputError
+from qvl.runtime.vision.kind import Kind, kind_of
 
 DEFAULT_PROMPTS: Final[Mapping[Kind, str]] = {
     "image": "Describe this image.",

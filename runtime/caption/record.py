@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from qvl.runtime.errors import FormatError
+from qvl.runtime.files import as_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,6 @@ class Record:
     def as_json(self) -> str:
         """One line."""
         return as_json(self.as_dict())
-
-
-def as_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON in plain UTF-8; where a file name is no valid UTF-8, all is escaped."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # lone surrogates, with which Python stands in for stray bytes
-        return json.dumps(value, indent=indent)
-    return text
 
 
 FIELDS: Final = tuple(field.name for field in fields(Record))

@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Final, Protocol
 
-from qvl.runtime.caption.book import Book, Result, Results, Stop
+from qvl.runtime.caption.assemble import Wording
+from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prepare import Ahead, Prepared, Preparer, Rejected
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import image_seed
 from qvl.runtime.caption.sidecar import Sidecars
-from qvl.runtime.caption.wording import Wording
+from qvl.runtime.engine.request import Done, Job
 from qvl.runtime.errors import Cancelled
-from qvl.runtime.jobs import Done, Job
 
 _WAIT: Final = 0.1
 _AHEAD: Final = 6
 
 
 class Captioner(Protocol):
-    """What captions prepared pictures, several at a time (`qvl.runtime.batch.BatchCaptioner`)."""
+    """What captions prepared pictures, several at a time (`qvl.runtime.engine.engine.BatchCaptioner`)."""
 
     @property
     def free(self) -> int:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.runtime.activity import Activity
-from qvl.runtime.batch import N_BATCH, BatchCaptioner
-from qvl.runtime.caption.book import Results, Stop
+from qvl.runtime.caption.bookkeeping import Results, Stop
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
 from qvl.runtime.caption.prepare import Preparer, return_large_blocks
 from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
-from qvl.runtime.ggml.devices import default_threads
-from qvl.runtime.grounding import parse_grounding
-from qvl.runtime.jobs import Request
-from qvl.runtime.measure.pace import known_pace
-from qvl.runtime.vision.detail import max_pixels
+from qvl.runtime.detail.cost import max_pixels
+from qvl.runtime.detail.pace import known_pace
+from qvl.runtime.engine.engine import N_BATCH, BatchCaptioner
+from qvl.runtime.engine.request import Request
+from qvl.runtime.grounding.tags import parse_grounding
+from qvl.runtime.resources import default_threads, free_memory
 from qvl.runtime.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -67,17 +65,6 @@ def choose_parallelism(
         parallel = max(1, min(best, room, (n_ctx or 1 << 30) // cells))
     sequences = max(parallel, 1) * options.samples
     return Parallelism(sequences, n_ctx or max(parallel * cells, least) + _WORDS)
-
-
-def free_memory() -> int:
-    """Bytes that new allocations may take without swapping; half of all where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def preprocessor_for(model: Model, options: CaptionOptions) -> Preprocessor:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvl.runtime.caption.inputs import Item, kind_of
+from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
 from qvl.runtime.errors import InputError, OutputError
+from qvl.runtime.vision.kind import kind_of
 
 LEDGER_NAME: Final = ".qvl-caption.jsonl"
 

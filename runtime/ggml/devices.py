@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
-import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -89,31 +87,6 @@ def find_device(name: str = "auto") -> Device:
 def cpu_device() -> Device:
     """The CPU, which is always there."""
     return next(d for d in devices() if d.is_cpu)
-
-
-def default_threads() -> int:
-    """Physical cores that this process may use; more threads than cores slow ggml down."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, _physical_cores() or usable))
-
-
-@lru_cache(maxsize=1)
-def _physical_cores() -> int | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    pairs, package, core = set(), "", ""
-    try:
-        with open("/proc/cpuinfo") as f:  # noqa: PTH123
-            for line in f:
-                key, _, value = line.partition(":")
-                if key.strip() == "physical id":
-                    package = value.strip()
-                elif key.strip() == "core id":
-                    core = value.strip()
-                    pairs.add((package, core))
-    except OSError:
-        return None
-    return len(pairs) or None
 
 
 def _device(handle: int) -> Device:

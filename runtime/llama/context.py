@@ -26,13 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
-from qvl.runtime.ggml.devices import cpu_device, default_threads
+from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.library import Type, row_size
-from qvl.runtime.ggml.runner import Observer, eval_callback
+from qvl.runtime.ggml.scheduler import Observer, eval_callback
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.worker import run
+from qvl.runtime.resources import default_threads
 
 KV_TYPES: Final = {"f16": Type.F16, "f32": Type.F32, "q8_0": Type.Q8_0}
 _MAX_SIZE: Final = 1 << 22

@@ -18,7 +18,7 @@ from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.llama.header import ARRAYS, TextHparams, check_text_file
-from qvl.runtime.llama.repack import Favor, wants_repacking
+from qvl.runtime.llama.repack import Optimize, wants_repacking
 from qvl.runtime.llama.vocab import Vocab
 
 ALL_LAYERS: Final = -1
@@ -46,14 +46,14 @@ class LlamaModel:
         device: str | Sequence[Device] = "auto",
         n_gpu_layers: int = ALL_LAYERS,
         use_mmap: bool = True,
-        favor: Favor = "replies",
+        optimize: Optimize = "decode",
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """Open a text GGUF.
 
         Args:
             device: a name that `find_device` knows, or devices.
-            favor: what is to be fast where a CPU cannot have both; see `repack`.
+            optimize: what is to be fast where a CPU cannot have both; see `repack`.
             progress: called with the fraction loaded, from 0 to 1. What it raises stops the loading.
 
         Raises:
@@ -70,7 +70,7 @@ class LlamaModel:
         self.devices = [d for d in found if not d.is_cpu]
         self.n_gpu_layers = n_gpu_layers if self.devices else 0
         self._c = llama()
-        self._handle: int | None = self._load(use_mmap, wants_repacking(gguf, favor), progress)
+        self._handle: int | None = self._load(use_mmap, wants_repacking(gguf, optimize), progress)
         restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
         self.vocab = Vocab(self.handle, str(self.path))
 

@@ -3,7 +3,7 @@
 It does so by default, for Q4_K and some others. ggml also has a tiled int8 product for K-quants (ggml/src/
 ggml-cpu/tiled), which takes only matrices that were left as they are. With AVX512_VNNI to run it, the 2B as
 Q4_K_M reads prompts 1.7 times as fast that way, but one token after the other comes at 0.8 of the speed
-(benchmarks/README.md). So it depends on what is to be fast, `Favor`: a conversation waits for its replies,
+(benchmarks/README.md). So it depends on what is to be fast, `Optimize`: a conversation waits for its replies,
 captions are prompts for the most part, with several replies at a time. As they are, there is also no second
 copy of the weights.
 
@@ -27,26 +27,26 @@ from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
 from qvl.runtime.ggml.graph import Graph
 from qvl.runtime.ggml.library import Type
 
-Favor: TypeAlias = Literal["replies", "prompts"]
+Optimize: TypeAlias = Literal["decode", "prefill"]
 """What is to be fast: one token after the other, or many at once, be it of prompts or of several replies."""
 
 _TILED: Final = frozenset({Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K})
 
 
-def wants_repacking(gguf: GGUFFile, favor: Favor = "replies") -> bool:
+def wants_repacking(gguf: GGUFFile, optimize: Optimize = "decode") -> bool:
     """Whether llama.cpp is to use the CPU's "extra" buffers (`use_extra_bufts`) for this file.
 
     Not if prompts are to be fast, and every matrix that it would copy is of a type that is faster as it lies.
     """
     features = cpu_features()
-    if favor == "replies" or "AVX512_VNNI" not in features or "AMX_INT8" in features:
+    if optimize == "decode" or "AVX512_VNNI" not in features or "AMX_INT8" in features:
         return True
     return any(t.type not in _TILED and _is_repacked(t.type, *t.shape) for t in _products(gguf))
 
 
-def repacked_bytes(gguf: GGUFFile, favor: Favor = "replies") -> int:
+def repacked_bytes(gguf: GGUFFile, optimize: Optimize = "decode") -> int:
     """Weights that llama.cpp copies into a buffer of the CPU's "extra" types (src/llama-model.cpp)."""
-    if not wants_repacking(gguf, favor):
+    if not wants_repacking(gguf, optimize):
         return 0
     return sum(t.nbytes for t in _products(gguf) if _is_repacked(t.type, *t.shape))
 

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.families.qwen2_vl.tower import GELU_SCALE
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.imatrix import BLOCK, Entry
-from qvl.runtime.vision.qwen2_vl import GELU_SCALE
 
 _PRODUCT: Final = b"MUL_MAT"
 _QKV: Final = "attn_qkv.weight"

@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.feed import batches
-from qvl.runtime.ggml.runner import Observer
+from qvl.runtime.engine.batches import batches
+from qvl.runtime.engine.units import Unit, VisionUnit, n_cells, n_positions
+from qvl.runtime.ggml.scheduler import Observer
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.tokens import Unit, VisionUnit, n_cells, n_positions
 
 ROWS: Final = 64  # logits at a time: 39 MB for Qwen2-VL
 Vectors = Mapping[str, NDArray[np.float32]]

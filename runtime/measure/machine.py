@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.ggml.devices import cpu_device, default_threads, devices
+from qvl.runtime.ggml.devices import cpu_device, devices
 from qvl.runtime.ggml.features import cpu_features
 from qvl.runtime.native import kernels
+from qvl.runtime.resources import default_threads
 
 _NO_INSTRUCTIONS: Final = ("OPENMP", "REPACK", "LLAMAFILE", "KLEIDIAI", "ACCELERATE")
 
@@ -88,13 +89,3 @@ def _cpu_name() -> str:
         if done.stdout.strip():
             return done.stdout.strip()
     return platform.processor() or platform.machine()
-
-
-def peak_memory() -> int:
-    """The most memory this process has had resident, in bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

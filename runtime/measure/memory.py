@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qvl.runtime.errors import InputError
+from qvl.runtime.families.qwen2_vl.tower import CHANNELS, FRAMES_PER_PATCH
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.llama.memory import TextMemory, text_memory
+from qvl.runtime.resources import resident_bytes
 from qvl.runtime.vision.encoder import VisionEncoder
-from qvl.runtime.vision.qwen2_vl import CHANNELS, FRAMES_PER_PATCH
 
 USUAL_PIXELS: Final = 1280 * 28 * 28  # 1280 tokens: what a photograph is usually shrunk to
 _FLOAT: Final = 4
@@ -90,17 +90,6 @@ def predict_memory(
             image_size=(width, height),
             image_tokens=n_patches // merge**2,
         )
-
-
-def resident_bytes() -> int:
-    """Memory of this process as it is; 100 MB, which is near it, where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 100_000_000
-    import os
-
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _largest(max_pixels: int, factor: int) -> tuple[int, int]:

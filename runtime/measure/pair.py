@@ -12,16 +12,16 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.embeddings import source_key
+from qvl.runtime.engine.store import source_key
+from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
 from qvl.runtime.errors import GGUFError, InputError
 from qvl.runtime.find import ModelFiles, find_model
-from qvl.runtime.ggml.runner import Observer
+from qvl.runtime.ggml.scheduler import Observer
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.measure.decoder import Decoder, Vectors
 from qvl.runtime.measure.samples import Sample
-from qvl.runtime.positions import VisionSpan
-from qvl.runtime.prompt import ChatTemplate, TextChunk
-from qvl.runtime.tokens import Unit, VisionUnit, n_cells
+from qvl.runtime.prompt.chatml import ChatTemplate, TextChunk
+from qvl.runtime.prompt.positions import VisionSpan
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.image import open_image
 from qvl.runtime.vision.preprocess import Patches
@@ -85,7 +85,7 @@ class Pair:
     ) -> None:
         self.files = files
         self.vision: VisionEncoder | None = None
-        self.text = LlamaModel(files.text, device=device, favor="prompts")
+        self.text = LlamaModel(files.text, device=device, optimize="prefill")
         try:
             if files.mmproj is not None:
                 self.vision = VisionEncoder(files.mmproj, device=device, threads=threads, precision="exact")

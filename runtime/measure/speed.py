@@ -12,20 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qvl.runtime.detail.cost import Pace
+from qvl.runtime.detail.pace import Size, noise, read_seconds, tokens_of
 from qvl.runtime.llama.context import Context
-from qvl.runtime.measure.machine import peak_memory
 from qvl.runtime.model import Model
-from qvl.runtime.vision.detail import Pace
+from qvl.runtime.resources import peak_memory
 
 QUESTION: Final = "What is in this picture?"
 PATIENCE: Final = 20.0
 """Seconds after which a thing is not measured once more."""
-
-Size = tuple[int, int]
-"""Width and height in pixels."""
 
 
 @dataclass(frozen=True)
@@ -132,25 +127,10 @@ def repeated(once: Callable[[int], float], repeat: int) -> tuple[float, ...]:
     return tuple(seconds)
 
 
-def noise(size: Size, seed: int) -> NDArray[np.uint8]:
-    """A picture that nothing can have been kept of: uint8 [h, w, 3]."""
-    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-
-
-def read_seconds(context: Context, n: int) -> float:
-    """Reading n tokens into an empty cache, the logits of each batch's last included."""
-    context.clear()
-    tokens = _tokens(context, n)
-    start = time.perf_counter()
-    for i in range(0, n, context.n_batch):
-        context.decode_tokens(tokens[i : i + context.n_batch], i, outputs="last")
-    return time.perf_counter() - start
-
-
 def write_seconds(context: Context, n: int) -> float:
     """Decoding n tokens one by one from an empty cache, without choosing them."""
     context.clear()
-    tokens = _tokens(context, n)
+    tokens = tokens_of(context, n)
     start = time.perf_counter()
     for i, token in enumerate(tokens):
         context.decode_tokens([token], i, outputs="last")
@@ -175,10 +155,6 @@ def _encoder(model: Model, size: Size) -> Callable[[int], float]:
         return time.perf_counter() - start
 
     return once
-
-
-def _tokens(context: Context, n: int) -> list[int]:
-    return [int(i) for i in np.random.default_rng(0).integers(0, context.model.hparams.n_vocab, n)]
 
 
 def _first_token(model: Model, size: Size, run: int) -> tuple[int, float]:

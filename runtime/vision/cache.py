@@ -84,34 +84,6 @@ class CacheStats:
     misses: int
 
 
-def default_directory() -> Path:
-    """$XDG_CACHE_HOME/qvl/embeddings, or ~/.cache/qvl/embeddings."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    base = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-    return base / "qvl" / "embeddings"
-
-
-def file_identity(path: str | os.PathLike[str]) -> str:
-    """A name for an mmproj's content: its size, its beginning, and blocks spread over the rest.
-
-    Reads 2 MB of a file of any size. Tells apart models, types and training runs, not two files that differ
-    in a single tensor between the blocks.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    block, n_blocks = 16 << 10, 64
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(f"{size} ".encode())
-        digest.update(file.read(1 << 20))
-        for i in range(n_blocks):
-            file.seek(max(0, size - block) * (i + 1) // n_blocks)
-            digest.update(file.read(block))
-    return digest.hexdigest()
-
-
 def embedding_key(patches: Patches, identity: str) -> str:
     """The key of what an encoder makes of patches.
 

@@ -12,20 +12,23 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.families.qwen2_vl import tower as qwen2_vl
+from qvl.runtime.families.qwen2_vl.tower import VisionConfig
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.ggml.devices import Device, default_threads, find_device
+from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.ggml.graph import Graph, get_data, set_data
-from qvl.runtime.ggml.runner import Observer, Runner
+from qvl.runtime.ggml.scheduler import Observer, Runner
 from qvl.runtime.ggml.weights import Weights
 from qvl.runtime.native import kernels
-from qvl.runtime.vision import qwen2_vl, tensors
+from qvl.runtime.resources import default_threads
+from qvl.runtime.vision import tensors
 from qvl.runtime.vision.attention import Attention, FlashAttention, TiledAttention
 from qvl.runtime.vision.frames import VideoSource
 from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.layers import Exact, Fast, Layers
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
-from qvl.runtime.vision.qwen2_vl import Encoding, Grid, VisionConfig
+from qvl.runtime.vision.tower import Encoding, Grid
 from qvl.runtime.vision.video import VideoOptions, load_video
 
 PACK_PATCHES: Final = 4096

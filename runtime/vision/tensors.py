@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.errors import GGUFError
+from qvl.runtime.families.qwen2_vl.tower import GELU_SCALE, PROJECTOR, VisionConfig
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device
 from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
 from qvl.runtime.ggml.weights import Array, Weights
-from qvl.runtime.vision.qwen2_vl import GELU_SCALE, PROJECTOR, VisionConfig
 
 _LIMITS: Final = {"n_layer": 512, "n_embd": 1 << 16, "n_head": 1024, "n_out": 1 << 16, "patch_size": 256}
 _FLOATS: Final = (ggml.Type.F32, ggml.Type.F16, ggml.Type.BF16)

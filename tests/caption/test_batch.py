@@ -16,7 +16,7 @@ from qvl.runtime.caption.inputs import find_inputs
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.setup import open_run
-from qvl.runtime.caption.stream import Stream
+from qvl.runtime.caption.stdout import Stream
 from qvl.runtime.model import Model
 
 SIZES = [(28, 28), (56, 84), (140, 28), (112, 112), (84, 56), (200, 130), (28, 28), (60, 300), (90, 90)]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qvl.runtime.caption.inputs import IMAGE_SUFFIXES, Item, find_inputs
+from qvl.runtime.caption.inputs import Item, find_inputs
 from qvl.runtime.errors import InputError
+from qvl.runtime.vision.kind import IMAGE_SUFFIXES
 
 ALL = ["photos/a.png", "photos/b.JPG", "photos/sub/c.avif", "photos/sub/e.mp4", "photos/z.heic"]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qvl.runtime.caption.assemble import Wording, join
 from qvl.runtime.caption.prompts import Prompt, Prompts, Template, Variables
-from qvl.runtime.caption.wording import Wording, join
 from qvl.runtime.errors import InputError
 
 

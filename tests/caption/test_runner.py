@@ -20,8 +20,8 @@ from qvl.runtime.caption.prompts import Prompts, Template
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.caption.state import Mode
+from qvl.runtime.engine.request import Done
 from qvl.runtime.errors import Cancelled, OutputError
-from qvl.runtime.jobs import Done
 
 
 def run(folder: Path, out: Path | None, mode: Mode = "skip", **options: object) -> list[Record]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.cli.attachments import attach, extract, lone_path, looks_like_path, shown, split_paths
+from qvl.cli.chat.attachments import attach, extract, lone_path, looks_like_path, shown, split_paths
 from qvl.runtime.errors import ImageError, InputError
 
 NAMES = ["photo.jpg", "my photo.png", "it's.webp", "a (1).jpeg", "naïve ü.avif", "x.y.z.gif", "tab\tin.png"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qvl.cli.background import Background
+from qvl.cli.chat.background import Background
 from qvl.runtime.errors import Cancelled, ImageError
 
 

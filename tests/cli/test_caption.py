@@ -24,7 +24,7 @@ from qvl.cli.main import run
 from qvl.cli.output import Output
 from qvl.convert import Converted
 from qvl.runtime.activity import Activity
-from qvl.runtime.caption.book import Tally
+from qvl.runtime.caption.bookkeeping import Tally
 from qvl.runtime.caption.record import Record
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from support.terminal import Terminal
 
 from qvl.runtime import Model, load
-from qvl.runtime.grounding import parse_grounding
+from qvl.runtime.grounding.tags import parse_grounding
 
 SAMPLES = Path(__file__).parents[2] / "models" / "samples"
 ONE, TALL = SAMPLES / "one.png", SAMPLES / "tall.png"

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvl.cli.commands import COMMANDS, Leave
-from qvl.cli.conversation import Conversation
+from qvl.cli.chat.commands import COMMANDS, Leave
+from qvl.cli.chat.conversation import Conversation
+from qvl.cli.chat.repl import Repl
+from qvl.cli.chat.report import reply_json
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
-from qvl.cli.repl import Repl
-from qvl.cli.report import reply_json
+from qvl.runtime.engine.reply import Reply
 from qvl.runtime.errors import ImageError, InputError, OutputError
-from qvl.runtime.stream import Reply
 from qvl.runtime.vision.preprocess import Preprocessor
 
 

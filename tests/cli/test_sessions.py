@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl.cli.sessions import LAST, Saved, load, save, session_path
+from qvl.cli.chat.sessions import LAST, Saved, load, save, session_path
 from qvl.runtime.errors import FormatError, InputError, OutputError
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from qvl.models.nano.train.questions import describe_text
 from qvl.models.nano.train.sequences import Clip, sample_clip, sample_pair
-from qvl.runtime import feed, load
+from qvl.runtime import load
+from qvl.runtime.engine import batches as feed
 from qvl.runtime.model import Model
 
 SEED = 41_000_000  # neither training's nor the evaluation's

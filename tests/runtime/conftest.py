@@ -1,16 +1,16 @@
-"""The tiny model's decoder, and a context, a session and eyes for it."""
+"""The tiny model's decoder, and a context, a session and backend for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from support.sessions import FakeEyes, new_session
+from support.sessions import FakeBackend, new_session
 
 from qvl.convert import Converted
+from qvl.runtime.engine.session import Session
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.session import Session
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +26,12 @@ def context(model: LlamaModel) -> Iterator[Context]:
 
 
 @pytest.fixture
-def eyes(model: LlamaModel) -> FakeEyes:
-    return FakeEyes(model.hparams.n_embd)
+def backend(model: LlamaModel) -> FakeBackend:
+    return FakeBackend(model.hparams.n_embd)
 
 
 @pytest.fixture
-def session(model: LlamaModel, eyes: FakeEyes) -> Iterator[Session]:
-    opened = new_session(model, eyes)
+def session(model: LlamaModel, backend: FakeBackend) -> Iterator[Session]:
+    opened = new_session(model, backend)
     yield opened
     opened.close()

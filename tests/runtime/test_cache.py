@@ -19,13 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.patterns import pattern
 
-from qvl.runtime.vision.cache import (
-    EmbeddingCache,
-    Entry,
-    default_directory,
-    embedding_key,
-    file_identity,
-)
+from qvl.runtime.files import default_directory, file_identity
+from qvl.runtime.vision.cache import EmbeddingCache, Entry, embedding_key
 from qvl.runtime.vision.preprocess import Preprocessor
 
 

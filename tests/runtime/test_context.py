@@ -15,7 +15,7 @@ from qvl.runtime.ggml.devices import Device
 from qvl.runtime.llama.batch import Batch
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.positions import VisionSpan, mrope_positions
+from qvl.runtime.prompt.positions import VisionSpan, mrope_positions
 
 TOKENS = [40, 200, 17, 9, 1000, 999, 41, 5, 300, 77, 12, 64]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl.runtime.vision.detail import LOW_TOKENS, Pace, affordable_tokens, cost, max_pixels, seconds, work
+from qvl.runtime.detail.cost import LOW_TOKENS, Pace, affordable_tokens, cost, max_pixels, seconds, work
+from qvl.runtime.families.qwen2_vl.tower import VisionConfig
 from qvl.runtime.vision.preprocess import Preprocessor
-from qvl.runtime.vision.qwen2_vl import VisionConfig
 
 TWO_B = VisionConfig(32, 1280, 5120, 16, 1536, 14, 2, 1e-6)
 OWN = Preprocessor()

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.sessions import FakeEyes
+from support.sessions import FakeBackend
 
-from qvl.runtime.embeddings import EmbeddingStore, source_key
+from qvl.runtime.engine.store import EmbeddingStore, source_key
+from qvl.runtime.engine.units import common_prefix
 from qvl.runtime.errors import ImageError
-from qvl.runtime.prompt import VisionChunk
-from qvl.runtime.tokens import common_prefix
+from qvl.runtime.prompt.messages import VisionChunk
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
@@ -46,41 +46,41 @@ def test_source_keys(tmp_path: Path) -> None:
     assert source_key(VisionChunk("image", tmp_path / "missing.png"))
 
 
-def test_a_store_stays_within_its_bound(eyes: FakeEyes) -> None:
-    store = EmbeddingStore(eyes, max_bytes=3 * 4 * 4 * eyes.n_embd)
+def test_a_store_stays_within_its_bound(backend: FakeBackend) -> None:
+    store = EmbeddingStore(backend, max_bytes=3 * 4 * 4 * backend.n_embd)
     units = [store.unit(VisionChunk("image", np.full((56, 56, 3), i, np.uint8))) for i in range(6)]
     store.encode(units)
-    assert eyes.encoded == [6]
+    assert backend.encoded == [6]
     store.trim()
     store.encode([units[-1], units[-2]])
-    assert eyes.encoded == [6]
+    assert backend.encoded == [6]
     store.unit(VisionChunk("image", np.full((56, 56, 3), 0, np.uint8)))
     store.encode([units[0]])
-    assert eyes.encoded == [6, 1] and eyes.prepared == 7
+    assert backend.encoded == [6, 1] and backend.prepared == 7
 
 
 def _grey(value: int) -> VisionChunk:
     return VisionChunk("image", np.full((56, 56, 3), value, np.uint8))
 
 
-def test_what_was_looked_at_ahead_is_waited_for_and_counted_once(eyes: FakeEyes) -> None:
-    eyes.pause = 0.01
-    store = EmbeddingStore(eyes)
+def test_what_was_looked_at_ahead_is_waited_for_and_counted_once(backend: FakeBackend) -> None:
+    backend.pause = 0.01
+    store = EmbeddingStore(backend)
     store.look_ahead(lambda: [_grey(1), _grey(2)])
     units = [store.unit(_grey(value)) for value in (2, 3)]  # waits
-    assert eyes.encoded == [2] and store.n_encoded == 0  # nothing was asked for yet
+    assert backend.encoded == [2] and store.n_encoded == 0  # nothing was asked for yet
     store.encode(units)
-    assert eyes.encoded == [2, 1] and store.n_encoded == 2
-    expected = EmbeddingStore(FakeEyes(eyes.n_embd))
+    assert backend.encoded == [2, 1] and store.n_encoded == 2
+    expected = EmbeddingStore(FakeBackend(backend.n_embd))
     expected.encode([expected.unit(_grey(2))])
     assert np.array_equal(store.embeddings(units[0]), expected.embeddings(units[0]))
     store.encode(units)
     assert store.n_encoded == 2
 
 
-def test_what_is_looked_at_ahead_is_called_off(eyes: FakeEyes) -> None:
-    eyes.pause = 0.02
-    store = EmbeddingStore(eyes)
+def test_what_is_looked_at_ahead_is_called_off(backend: FakeBackend) -> None:
+    backend.pause = 0.02
+    store = EmbeddingStore(backend)
     store.look_ahead(lambda: [_grey(value) for value in range(100)])  # 20 s of it
     started = time.perf_counter()
     store.close()
@@ -89,8 +89,8 @@ def test_what_is_looked_at_ahead_is_called_off(eyes: FakeEyes) -> None:
     assert store.n_encoded == 1
 
 
-def test_what_cannot_be_read_ahead_says_so_when_it_is_asked_about(eyes: FakeEyes) -> None:
-    store = EmbeddingStore(eyes)
+def test_what_cannot_be_read_ahead_says_so_when_it_is_asked_about(backend: FakeBackend) -> None:
+    store = EmbeddingStore(backend)
     missing = VisionChunk("image", "missing.png")
     store.look_ahead(lambda: [missing])
     store.encode([store.unit(_grey(1))])

@@ -18,9 +18,9 @@ from support.patterns import pattern
 
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import BackendError, Cancelled, GGUFError, InputError
+from qvl.runtime.families.qwen2_vl import tower as qwen2_vl
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.native import kernels
-from qvl.runtime.vision import qwen2_vl
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.layers import Exact

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 from support.chatml import assistant, image, system, text, user
-from support.sessions import GREEDY, FakeEyes, new_session
+from support.sessions import GREEDY, FakeBackend, new_session
 
+from qvl.runtime.engine.session import Session
+from qvl.runtime.engine.units import n_cells
 from qvl.runtime.errors import ContextFullError
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.prompt import Message
-from qvl.runtime.session import Session
-from qvl.runtime.tokens import n_cells
+from qvl.runtime.prompt.messages import Message
 
 
-def test_the_oldest_turns_go(model: LlamaModel, eyes: FakeEyes) -> None:
+def test_the_oldest_turns_go(model: LlamaModel, backend: FakeBackend) -> None:
     dropped: list[int] = []
-    session = new_session(model, eyes, n_ctx=256, on_drop=dropped.append)
+    session = new_session(model, backend, n_ctx=256, on_drop=dropped.append)
     conversation = [system("You count.")]
     lost = []
     for i in range(12):
@@ -37,8 +37,8 @@ def test_the_oldest_turns_go(model: LlamaModel, eyes: FakeEyes) -> None:
     session.close()
 
 
-def test_after_dropping_a_turn_is_cheap_again(model: LlamaModel, eyes: FakeEyes) -> None:
-    session = new_session(model, eyes, n_ctx=256)
+def test_after_dropping_a_turn_is_cheap_again(model: LlamaModel, backend: FakeBackend) -> None:
+    session = new_session(model, backend, n_ctx=256)
     conversation: list[Message] = []
     costs = []
     for i in range(14):
@@ -52,8 +52,8 @@ def test_after_dropping_a_turn_is_cheap_again(model: LlamaModel, eyes: FakeEyes)
     session.close()
 
 
-def test_undoing_brings_dropped_turns_back(model: LlamaModel, eyes: FakeEyes) -> None:
-    session = new_session(model, eyes, n_ctx=256)
+def test_undoing_brings_dropped_turns_back(model: LlamaModel, backend: FakeBackend) -> None:
+    session = new_session(model, backend, n_ctx=256)
     conversation = [message for i in range(10) for message in (user(f"Question {i} " * 8), assistant("Yes"))]
     long = session.generate([*conversation, user("?")], max_tokens=2, **GREEDY).result()
     assert long.dropped_messages > 0
@@ -62,14 +62,14 @@ def test_undoing_brings_dropped_turns_back(model: LlamaModel, eyes: FakeEyes) ->
     session.close()
 
 
-def test_a_picture_that_cannot_fit_says_what_would(session: Session, eyes: FakeEyes) -> None:
+def test_a_picture_that_cannot_fit_says_what_would(session: Session, backend: FakeBackend) -> None:
     with pytest.raises(ContextFullError, match="1 picture of 1024 tokens") as caught:
         session.generate([user(image(896, 896), text("?"))], max_tokens=64).result()
     hint = caught.value.hint or ""
     assert "--max-pixels" in hint and "--ctx-size" in hint
     pixels = int(hint.split("--max-pixels ")[1].split()[0])
     side = int((pixels**0.5) // 28 * 28)
-    assert eyes.encoded == []  # said before the work
+    assert backend.encoded == []  # said before the work
     session.generate([user(image(side, side), text("?"))], max_tokens=64, **GREEDY).result()
 
 
@@ -80,8 +80,8 @@ def test_a_text_that_cannot_fit(session: Session) -> None:
     assert "pixels" not in (caught.value.hint or "")
 
 
-def test_a_reply_ends_where_the_context_does(model: LlamaModel, eyes: FakeEyes) -> None:
-    session = new_session(model, eyes, n_ctx=256)
+def test_a_reply_ends_where_the_context_does(model: LlamaModel, backend: FakeBackend) -> None:
+    session = new_session(model, backend, n_ctx=256)
     reply = session.generate(
         [user("x")], max_tokens=10_000, temperature=2.0, seed=1, grammar='root ::= "a" root'
     ).result()

@@ -19,8 +19,8 @@ from support.chatml import image, text, user
 
 from qvl.convert import Converted
 from qvl.runtime import Model, load
+from qvl.runtime.engine.text import StopStrings
 from qvl.runtime.errors import BackendError, InputError
-from qvl.runtime.reply_text import StopStrings
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
 HELLO = [user("Hello")]

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.patterns import pattern
 
-from qvl.runtime.drawing import COLOURS, draw
 from qvl.runtime.errors import ImageError
-from qvl.runtime.grounding import Box, Event, Grounding, GroundingParser, parse_grounding
+from qvl.runtime.grounding.box import Box, Event, Grounding
+from qvl.runtime.grounding.draw import COLOURS, draw
+from qvl.runtime.grounding.tags import GroundingParser, parse_grounding
 
 CUP = "<|object_ref_start|>the cup<|object_ref_end|>"
 BOX = "<|box_start|>(120,40),(300,512)<|box_end|>"

@@ -21,11 +21,11 @@ from support.make_golden import GREEDY_TOKENS, fingerprint
 
 from qvl.convert import Converted, convert
 from qvl.runtime import Model, load
+from qvl.runtime.engine.batches import batches
+from qvl.runtime.engine.units import VisionUnit, n_cells
 from qvl.runtime.errors import Cancelled, GGUFError, InputError
-from qvl.runtime.feed import batches
 from qvl.runtime.find import find_model
 from qvl.runtime.llama.epsilon import restore_epsilon
-from qvl.runtime.tokens import VisionUnit, n_cells
 from qvl.runtime.vision.video import VideoOptions
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "text.npz")
@@ -213,21 +213,21 @@ def test_finding_files(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="model files: none"):
         find_model(tmp_path)
-    small, eyes = touch("Qwen2-VL-2B-Q4_K_M.gguf", "mmproj-Qwen2-VL-2B-Q8_0.gguf")
+    small, backend = touch("Qwen2-VL-2B-Q4_K_M.gguf", "mmproj-Qwen2-VL-2B-Q8_0.gguf")
     assert find_model(tmp_path) == find_model(small) == find_model(str(small))
-    assert (find_model(tmp_path).text, find_model(tmp_path).mmproj) == (small, eyes)
+    assert (find_model(tmp_path).text, find_model(tmp_path).mmproj) == (small, backend)
     (large,) = touch("Qwen2-VL-7B-Q4_K_M.gguf")
     with pytest.raises(InputError, match=r"2 of them: Qwen2-VL-2B-Q4_K_M\.gguf, Qwen2-VL-7B-Q4_K_M\.gguf"):
         find_model(tmp_path)
-    assert find_model(small).mmproj == eyes
+    assert find_model(small).mmproj == backend
     (other_eyes,) = touch("mmproj-Qwen2-VL-7B-f16.gguf")
-    assert find_model(small).mmproj == eyes
+    assert find_model(small).mmproj == backend
     assert find_model(large).mmproj == other_eyes
     (strange,) = touch("other.gguf")
     with pytest.raises(InputError, match="2 of them: mmproj") as caught:
         find_model(strange)
     assert "--mmproj" in (caught.value.hint or "")
-    assert find_model(strange, eyes).mmproj == eyes
+    assert find_model(strange, backend).mmproj == backend
     with pytest.raises(InputError, match=r"nothing\.gguf: no such file"):
         find_model(tmp_path / "nothing.gguf")
     with pytest.raises(InputError, match=r"nothing\.gguf: no such file"):

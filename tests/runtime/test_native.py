@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.graph import Graph, KernelParams, get_data
-from qvl.runtime.ggml.runner import Runner
+from qvl.runtime.ggml.scheduler import Runner
 from qvl.runtime.native import kernels
 from qvl.runtime.vision.layers import _attention_params
 

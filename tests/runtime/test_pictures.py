@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl.runtime.pictures import mentioned, picture_of
+from qvl.runtime.grounding.mention import mentioned, picture_of
 
 NAMES = ["a.png", "holiday photo.jpg", "c.webp", "a.png"]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl.runtime.errors import InputError
-from qvl.runtime.positions import Span, TextSpan, VisionSpan, mrope_positions
+from qvl.runtime.prompt.positions import Span, TextSpan, VisionSpan, mrope_positions
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 

@@ -16,15 +16,8 @@ from support.chatml import CONVERSATIONS, INSTRUCT_TEMPLATE, PLAIN, assistant, i
 from qvl.runtime.errors import PromptError
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.vocab import Vocab
-from qvl.runtime.prompt import (
-    DEFAULT_SYSTEM,
-    ChatTemplate,
-    Chunk,
-    Message,
-    TextChunk,
-    VisionChunk,
-    default_system,
-)
+from qvl.runtime.prompt.chatml import DEFAULT_SYSTEM, ChatTemplate, Chunk, TextChunk, default_system
+from qvl.runtime.prompt.messages import Message, VisionChunk
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "text.npz")
 CONTROL = (

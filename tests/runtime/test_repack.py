@@ -40,9 +40,9 @@ def test_k_quants_stay_as_they_are_where_that_is_faster(
 ) -> None:
     monkeypatch.setattr(repack, "cpu_features", lambda: features)
     gguf = read_gguf(k_quants.text)
-    assert repack.wants_repacking(gguf, "prompts") is wanted
-    assert wanted or repack.repacked_bytes(gguf, "prompts") == 0
-    assert repack.wants_repacking(gguf, "replies")
+    assert repack.wants_repacking(gguf, "prefill") is wanted
+    assert wanted or repack.repacked_bytes(gguf, "prefill") == 0
+    assert repack.wants_repacking(gguf, "decode")
 
 
 @pytest.mark.skipif("AVX2" not in cpu_features(), reason="another CPU repacks other types")
@@ -51,7 +51,7 @@ def test_types_without_a_tiled_product_are_repacked(
 ) -> None:
     monkeypatch.setattr(repack, "cpu_features", lambda: ("AVX512_VNNI",))
     gguf = read_gguf(convert(checkpoint, tmp_path, "q4_0", "q8_0").text)
-    assert repack.wants_repacking(gguf, "prompts")
+    assert repack.wants_repacking(gguf, "prefill")
     assert repack.repacked_bytes(gguf) > 0
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.runtime.digits import integers_between, numbers_between
 from qvl.runtime.errors import InputError
+from qvl.runtime.grammar.numbers import integers_between, numbers_between
+from qvl.runtime.grammar.schema import read_schema, schema_to_grammar
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.sampler import Sampler, Sampling
-from qvl.runtime.schema import read_schema, schema_to_grammar
 
 INF = float("inf")
 

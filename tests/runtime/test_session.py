@@ -10,18 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.chatml import assistant, image, system, text, user
-from support.sessions import GREEDY, FakeEyes, fresh, new_session
+from support.sessions import GREEDY, FakeBackend, fresh, new_session
 
-from qvl.runtime.embeddings import EmbeddingStore
+from qvl.runtime.engine.session import Session
+from qvl.runtime.engine.store import EmbeddingStore
+from qvl.runtime.engine.units import VisionUnit, n_cells, n_positions
 from qvl.runtime.errors import Cancelled, ImageError, InputError
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.prompt import ChatTemplate, Message
-from qvl.runtime.session import Session
-from qvl.runtime.tokens import VisionUnit, n_cells, n_positions
+from qvl.runtime.prompt.chatml import ChatTemplate
+from qvl.runtime.prompt.messages import Message
 
 
-def test_a_turn_costs_its_own_tokens(session: Session, eyes: FakeEyes) -> None:
+def test_a_turn_costs_its_own_tokens(session: Session, backend: FakeBackend) -> None:
     conversation = [user(image(140, 196), text("What is this?"))]
     first = session.generate(conversation, max_tokens=8, **GREEDY).result()
     assert first.usage.images_encoded == 1 and first.usage.cached_tokens == 0
@@ -34,7 +35,7 @@ def test_a_turn_costs_its_own_tokens(session: Session, eyes: FakeEyes) -> None:
     # the reply's last token was sampled, not decoded
     assert second.usage.prefilled_tokens == own + 1
     assert second.usage.images_encoded == 0 and second.usage.cached_tokens > 35
-    assert eyes.encoded == [1] and eyes.prepared == 1
+    assert backend.encoded == [1] and backend.prepared == 1
 
 
 def test_what_is_reused_changes_nothing(session: Session, model: LlamaModel) -> None:
@@ -73,7 +74,7 @@ def test_any_prompt_after_any_other(
         assert session._context.last_position() == n_positions(session._units) - 1
 
 
-def test_editing_rewinds(session: Session, eyes: FakeEyes) -> None:
+def test_editing_rewinds(session: Session, backend: FakeBackend) -> None:
     opening = user(image(140, 140), text("What is this?"))
     session.generate([opening, assistant("A cat."), user("Which colour?")], max_tokens=4, **GREEDY).result()
     edited = session.generate(
@@ -82,14 +83,14 @@ def test_editing_rewinds(session: Session, eyes: FakeEyes) -> None:
     assert edited.usage.cached_tokens > 25 and edited.usage.images_encoded == 0
     undone = session.generate([opening], max_tokens=4, **GREEDY).result()
     assert undone.usage.prefilled_tokens < 10
-    assert eyes.encoded == [1]
+    assert backend.encoded == [1]
 
 
-def test_a_picture_twice_is_encoded_once(session: Session, eyes: FakeEyes) -> None:
+def test_a_picture_twice_is_encoded_once(session: Session, backend: FakeBackend) -> None:
     picture = image(56, 56)
     reply = session.generate([user(picture, text("and"), picture)], max_tokens=2, **GREEDY).result()
     assert reply.usage.images_encoded == 1 and reply.usage.image_tokens == 8
-    assert eyes.encoded == [1]
+    assert backend.encoded == [1]
 
 
 def test_same_sized_pictures_are_not_mixed_up(session: Session, model: LlamaModel) -> None:
@@ -112,19 +113,19 @@ def test_replies_keep_their_tokens(session: Session) -> None:
         assert after.usage.cached_tokens == held
 
 
-def test_reading_ahead(session: Session, model: LlamaModel, eyes: FakeEyes) -> None:
+def test_reading_ahead(session: Session, model: LlamaModel, backend: FakeBackend) -> None:
     picture = image(140, 196)
     assert session.prefill([user(picture)]) > 35
     assert session.prefill([user(picture)]) == 0
     messages = [user(picture, text("What is this?"))]
     reply = session.generate(messages, max_tokens=8, **GREEDY).result()
     assert reply.usage.images_encoded == 0 and reply.usage.prefilled_tokens < 12
-    assert eyes.encoded == [1]
+    assert backend.encoded == [1]
     assert reply.tokens == fresh(model, messages, max_tokens=8)
 
 
-def test_reading_ahead_called_off(session: Session, model: LlamaModel, eyes: FakeEyes) -> None:
-    eyes.pause = 0.02
+def test_reading_ahead_called_off(session: Session, model: LlamaModel, backend: FakeBackend) -> None:
+    backend.pause = 0.02
     cancel = threading.Event()
     caught: list[BaseException] = []
 
@@ -140,16 +141,16 @@ def test_reading_ahead_called_off(session: Session, model: LlamaModel, eyes: Fak
     cancel.set()
     thread.join(5)
     assert caught and not thread.is_alive()
-    eyes.pause = 0
+    backend.pause = 0
     messages = [user(image(56, 56), text("?"))]
     assert session.generate(messages, max_tokens=6, **GREEDY).result().tokens == fresh(
         model, messages, max_tokens=6
     )
 
 
-def test_closing_calls_off_what_is_read_ahead(model: LlamaModel, eyes: FakeEyes) -> None:
-    eyes.pause = 0.2
-    session = new_session(model, eyes)
+def test_closing_calls_off_what_is_read_ahead(model: LlamaModel, backend: FakeBackend) -> None:
+    backend.pause = 0.2
+    session = new_session(model, backend)
     caught: list[type[BaseException]] = []
 
     def read() -> None:
@@ -169,15 +170,15 @@ def test_closing_calls_off_what_is_read_ahead(model: LlamaModel, eyes: FakeEyes)
     session.close()
 
 
-def test_asking_waits_for_what_is_read_ahead(session: Session, eyes: FakeEyes) -> None:
-    eyes.pause = 0.01
+def test_asking_waits_for_what_is_read_ahead(session: Session, backend: FakeBackend) -> None:
+    backend.pause = 0.01
     picture = image(84, 84)
     thread = threading.Thread(target=lambda: session.prefill([user(picture)]))
     thread.start()
     time.sleep(0.02)
     reply = session.generate([user(picture, text("What?"))], max_tokens=2, **GREEDY).result()
     thread.join()
-    assert eyes.encoded == [1] and reply.usage.images_encoded == 0
+    assert backend.encoded == [1] and reply.usage.images_encoded == 0
 
 
 def test_a_video_is_one_span_with_rising_time(session: Session, model: LlamaModel) -> None:
@@ -210,11 +211,11 @@ def test_no_encoder(model: LlamaModel) -> None:
     session.close()
 
 
-def test_clear_forgets_but_keeps_embeddings(session: Session, eyes: FakeEyes) -> None:
+def test_clear_forgets_but_keeps_embeddings(session: Session, backend: FakeBackend) -> None:
     messages = [user(image(56, 56), text("?"))]
     session.generate(messages, max_tokens=2, **GREEDY).result()
     session.clear()
     assert session.n_cached == 0
     reply = session.generate(messages, max_tokens=2, **GREEDY).result()
     assert reply.usage.cached_tokens == 0 and reply.usage.images_encoded == 0
-    assert eyes.encoded == [1]
+    assert backend.encoded == [1]

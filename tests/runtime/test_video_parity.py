@@ -16,8 +16,8 @@ from support.video_chats import MIN_PIXELS, VIDEO_CHATS, videos
 
 from qvl.convert import Converted, convert
 from qvl.runtime import Model, load
-from qvl.runtime.positions import Span, TextSpan, mrope_positions
-from qvl.runtime.tokens import Unit, VisionUnit, n_cells
+from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
+from qvl.runtime.prompt.positions import Span, TextSpan, mrope_positions
 from qvl.runtime.vision.video import VideoOptions, load_video
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "video.npz")

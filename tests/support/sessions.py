@@ -1,4 +1,4 @@
-"""Sessions without an image encoder: eyes that count, and a reference that has seen nothing."""
+"""Sessions without an image encoder: backend that count, and a reference that has seen nothing."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from qvl.runtime.embeddings import EmbeddingStore
+from qvl.runtime.engine.session import Session
+from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.errors import Cancelled, ImageError
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.prompt import ChatTemplate, Message, VisionChunk
-from qvl.runtime.session import Session
+from qvl.runtime.prompt.chatml import ChatTemplate
+from qvl.runtime.prompt.messages import Message, VisionChunk
 from qvl.runtime.vision.encoder import VisionEmbedding
 from qvl.runtime.vision.preprocess import Patches
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
 
 
-class FakeEyes:
+class FakeBackend:
     """Embeddings made of the picture's mean colour and size: no encoder, and every call is counted."""
 
     merge_size = 2
@@ -56,14 +57,14 @@ class FakeEyes:
         return out
 
 
-def new_session(model: LlamaModel, eyes: FakeEyes, n_ctx: int = 1024, **options: Any) -> Session:
+def new_session(model: LlamaModel, backend: FakeBackend, n_ctx: int = 1024, **options: Any) -> Session:
     context = Context(model, n_ctx=n_ctx, n_batch=64, kv_type="f32", threads=1)
-    return Session(context, EmbeddingStore(eyes), ChatTemplate(model.vocab), **options)
+    return Session(context, EmbeddingStore(backend), ChatTemplate(model.vocab), **options)
 
 
 def fresh(model: LlamaModel, messages: Sequence[Message], **options: Any) -> tuple[int, ...]:
     """The reply's tokens from a session that has seen nothing."""
-    session = new_session(model, FakeEyes(model.hparams.n_embd))
+    session = new_session(model, FakeBackend(model.hparams.n_embd))
     try:
         return session.generate(messages, **GREEDY, **options).result().tokens
     finally:

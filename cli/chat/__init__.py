@@ -1,0 +1,1 @@
+"""`qvl chat`: one question, or a conversation in the terminal."""

@@ -1,0 +1,70 @@
+"""Work that goes on while the user types."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from qvl.runtime.errors import Cancelled
+
+if TYPE_CHECKING:
+    from qvl.runtime.engine.reply import Progress
+
+
+class Background:
+    """One piece of work in a thread, which can be called off or waited for."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._cancel = threading.Event()
+        self._error: Exception | None = None
+        self._progress: Progress | None = None
+
+    def start(self, work: Callable[[threading.Event, Progress], Any]) -> None:
+        """Begin; what was under way is called off first."""
+        self.cancel()
+        self._cancel, self._error, self._progress = threading.Event(), None, None
+        cancel = self._cancel
+
+        def run() -> None:
+            try:
+                work(cancel, self._report)
+            except Cancelled:
+                return
+            except Exception as e:
+                self._error = e
+
+        self._thread = threading.Thread(target=run, name="look-ahead", daemon=True)
+        self._thread.start()
+
+    def _report(self, stage: str, fraction: float) -> None:
+        if self._progress is not None:
+            self._progress(stage, fraction)
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Call it off and wait until it has stopped."""
+        self._cancel.set()
+        self._join()
+        self._error = None
+
+    def wait(self, progress: Progress | None = None) -> None:
+        """Wait for the end, and show from here on how far it is.
+
+        Raises:
+            Exception: what the work has raised.
+        """
+        self._progress = progress
+        self._join()
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

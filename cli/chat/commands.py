@@ -1,0 +1,140 @@
+"""The slash commands of a conversation: one table, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qvl.cli.chat import sessions
+from qvl.cli.chat.attachments import attach, shown, split_paths
+from qvl.cli.options import SamplingOptions
+from qvl.cli.output import format_table
+from qvl.runtime.errors import InputError
+from qvl.runtime.vision.kind import Kind
+
+if TYPE_CHECKING:
+    from qvl.cli.chat.repl import Repl
+
+
+class Leave(Exception):
+    """The user wants to go."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A slash command: what it is called with, what it says in /help, what it does."""
+
+    argument: str
+    help: str
+    run: Callable[[Repl, str], None]
+
+
+def run(repl: Repl, line: str) -> None:
+    """Run a line that begins with a slash.
+
+    Raises:
+        InputError: no such command, or what the command refuses.
+    """
+    name, _, argument = line[1:].partition(" ")
+    name = name.lower()
+    command = COMMANDS.get(name) or COMMANDS.get(ALIASES.get(name, ""))
+    if command is None:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
+        raise InputError(f"no command is called /{name}", hint=hint)
+    command.run(repl, argument.strip())
+
+
+def _attach(kind: Kind) -> Callable[[Repl, str], None]:
+    return lambda repl, argument: repl.attach(attach(split_paths(argument), kind))
+
+
+def _draw(repl: Repl, argument: str) -> None:
+    repl.draw(Path(split_paths(argument)[0]) if argument else None)
+
+
+def _clear(repl: Repl, argument: str) -> None:
+    repl.conversation.clear()
+    repl.out.dim("forgotten; the system prompt and the settings stay")
+
+
+def _undo(repl: Repl, argument: str) -> None:
+    text, attached = repl.conversation.undo()
+    names = "".join(f" [{a.path.name}]" for a in attached)
+    repl.out.dim(f"taken back:{names} {text}")
+
+
+def _retry(repl: Repl, argument: str) -> None:
+    repl.ask(repl.conversation.take_back())
+
+
+def _edit(repl: Repl, argument: str) -> None:
+    repl.reader.offer(repl.conversation.take_back())
+    repl.out.dim("change the question and press Enter")
+
+
+def _system(repl: Repl, argument: str) -> None:
+    if argument:
+        repl.conversation.set_system(None if argument == "none" else argument.strip("\"'"))
+    repl.out.dim(f"system prompt: {repl.conversation.system or 'the default of the model'}")
+
+
+def _set(repl: Repl, argument: str) -> None:
+    names = [field.name for field in fields(SamplingOptions)]
+    if argument:
+        argument = argument.removeprefix("parameter ")  # as `ollama run` has it
+        name, _, value = argument.replace("=", " ").partition(" ")
+        if not value.strip():
+            raise InputError("a setting needs a value", hint="/set temperature 0.7")
+        names = [repl.conversation.set(name, value.strip())]
+    values = asdict(repl.conversation.sampling)
+    rows = [(name, "default" if values[name] is None else str(values[name])) for name in names]
+    repl.out.dim(format_table(rows))
+
+
+def _save(repl: Repl, argument: str) -> None:
+    name = split_paths(argument)[0] if argument else sessions.LAST
+    repl.out.dim(f"saved to {shown(sessions.save(name, repl.conversation.saved()))}")
+
+
+def _load(repl: Repl, argument: str) -> None:
+    repl.restore(sessions.load(split_paths(argument)[0] if argument else sessions.LAST))
+
+
+def _stats(repl: Repl, argument: str) -> None:
+    repl.show_stats()
+
+
+def _help(repl: Repl, argument: str) -> None:
+    rows = [(f"/{name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
+    width = max(len(usage) for usage, _ in rows)
+    lines = [f"  {usage:<{width}}  {help}" for usage, help in rows]
+    lines += ["", '  """ begins and ends a message of several lines; Tab completes commands and paths.']
+    lines += ["  A path in a message attaches the picture. Ctrl-C stops a reply; Ctrl-D leaves."]
+    repl.out.note("\n".join(lines))
+
+
+def _exit(repl: Repl, argument: str) -> None:
+    raise Leave
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "image": Command("PATH…", "attach pictures to the next message", _attach("image")),
+    "video": Command("PATH…", "attach a video, or a folder of frames", _attach("video")),
+    "draw": Command("[PATH]", "draw the boxes of the last reply onto its picture", _draw),
+    "clear": Command("", "forget the conversation", _clear),
+    "undo": Command("", "take back the last question and its reply", _undo),
+    "retry": Command("", "ask the last question again", _retry),
+    "edit": Command("", "change the last question", _edit),
+    "system": Command("[TEXT]", "set the system prompt (none: the model's default), or show it", _system),
+    "set": Command("[NAME VALUE]", "change a setting (temperature, seed, …), or show them all", _set),
+    "save": Command("[NAME|PATH]", "keep the conversation", _save),
+    "load": Command("[NAME|PATH]", "go on with a kept conversation", _load),
+    "stats": Command("", "tokens and times of the last reply, and the context in use", _stats),
+    "help": Command("", "show this", _help),
+    "exit": Command("", "leave", _exit),
+}
+ALIASES: Final = {"quit": "exit", "bye": "exit", "?": "help", "img": "image"}

@@ -1,0 +1,300 @@
+"""The state of a chat: messages, what is attached to the next one, settings, and the model's session.
+
+The list of messages is the truth. Undoing, editing and retrying only change it; what the KV cache can
+keep of the old prompt is for the session to find out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvl.cli.chat.attachments import Attachment
+from qvl.cli.chat.background import Background
+from qvl.cli.chat.sessions import Saved
+from qvl.cli.options import SamplingOptions
+from qvl.runtime.errors import InputError, QvlError
+from qvl.runtime.grounding.box import Box, Event
+from qvl.runtime.grounding.mention import picture_of
+from qvl.runtime.grounding.tags import GroundingParser
+
+if TYPE_CHECKING:
+    from qvl.runtime.engine.reply import Progress, Reply
+    from qvl.runtime.engine.session import Session
+    from qvl.runtime.model import Model
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Conversation:
+    """One conversation with one model.
+
+    Attributes:
+        messages: finished turns, user and assistant in turns; the system prompt is kept apart.
+        pending: what goes into the next message, before its text.
+        reply: the last reply, or None.
+        on_drop: called with a number of messages when the context is full and the oldest are left out.
+        shown: the last reply as readable text.
+        boxes: what it points at, each in one of `pictures`.
+        problems: what was wrong with its boxes, in words.
+    """
+
+    model: Model
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    system: str | None = None
+    schema: dict[str, Any] | None = None
+    messages: list[Message] = field(default_factory=list)
+    pending: list[Attachment] = field(default_factory=list)
+    number_images: bool = False
+    reply: Reply | None = None
+    on_drop: Callable[[int], None] | None = None
+    shown: str = ""
+    boxes: list[Box] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._session: Session = self.model.session()
+        self._session.on_drop = self.on_drop
+        self._eager = Background()
+        self._n_dropped = 0
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self._session.n_ctx
+
+    # asking ----------------------------------------------------------------------------------------
+
+    def ask(self, text: str, progress: Progress | None = None) -> Iterator[str]:
+        """Put a question and stream the reply as readable text; boxes and problems grow with it.
+
+        If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
+        was read, the question is taken back and what was attached is attached again.
+        """
+        try:
+            self._eager.wait(progress)
+        except QvlError:
+            self.pending.clear()  # what cannot be looked at should not stand in the way of every question
+            raise
+        parts = [a.part() for a in self.pending]
+        content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+        attached, self.pending = self.pending, []
+        self.messages.append({"role": "user", "content": content})
+        pieces: list[str] = []
+        finished = False
+        try:
+            yield from self._answer(pieces, progress)
+            finished = True
+        finally:
+            if pieces or finished:
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            else:
+                self.messages.pop()
+                self.pending = attached
+
+    def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
+        self._forget_reply()
+        parser = GroundingParser(choose=self._where)
+        stream = self._session.generate(
+            self._prompt(),
+            schema=self.schema,
+            number_images=self.number_images,
+            progress=progress,
+            **self.sampling.kwargs(),
+        )
+        try:
+            for piece in stream:
+                pieces.append(piece.text)
+                self._n_dropped = stream.dropped_messages
+                yield from self._shown(parser.feed(piece.text))
+        except (KeyboardInterrupt, GeneratorExit):
+            stream.cancel()
+            self.reply = stream.result()
+            for _ in self._shown(parser.finish()):
+                pass
+            raise
+        self.reply = stream.result()
+        yield from self._shown(parser.finish())
+
+    def _shown(self, events: list[Event]) -> Iterator[str]:
+        for event in events:
+            if event.box is not None:
+                self.boxes.append(event.box)
+            if event.problem is not None:
+                self.problems.append(event.problem)
+            if event.text:
+                self.shown += event.text
+                yield event.text
+
+    @property
+    def media(self) -> list[Path]:
+        """The pictures and videos that the model sees, in order."""
+        return [a.path for a in self._seen()]
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The pictures that the model sees, as they are numbered from 1."""
+        return [a.path for a in self._seen() if a.kind == "image"]
+
+    def _seen(self) -> list[Attachment]:
+        return [a for m in self.messages[self._n_dropped :] for a in _split(m["content"])[1]]
+
+    def _where(self, reply: str) -> tuple[int, tuple[int, int]] | None:
+        """The picture that a box is in which follows on this much of the reply: its number and size."""
+        pictures = self.pictures
+        if not pictures:
+            return None
+        question = next(m for m in reversed(self.messages) if m["role"] == "user")
+        number = picture_of(reply, _split(question["content"])[0], [path.name for path in pictures])
+        return number, size_of(pictures[number - 1])
+
+    def boxes_by_picture(self) -> dict[int, list[Box]]:
+        """The boxes of the last reply that are in a picture, by its number."""
+        found: dict[int, list[Box]] = {}
+        for box in self.boxes:
+            if box.picture is not None:
+                found.setdefault(box.picture, []).append(box)
+        return found
+
+    def _prompt(self) -> list[Message]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages]
+
+    # attaching -------------------------------------------------------------------------------------
+
+    def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
+        """Attach to the next message, and begin to look at it in the background."""
+        self._eager.cancel()
+        self.pending += attachments
+        if look_ahead:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Encode and prefill what is attached while the user types: it stands before the question."""
+        if not self.pending:
+            return
+        opening = {"role": "user", "content": [a.part() for a in self.pending]}
+        prompt = [*self._prompt(), opening]
+        self._eager.start(
+            lambda cancel, progress: self._session.prefill(
+                prompt, cancel=cancel, number_images=self.number_images, progress=progress
+            )
+        )
+
+    # changing what was said ------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget all turns and attachments; the system prompt and the settings stay."""
+        self._eager.cancel()
+        self.messages.clear()
+        self.pending.clear()
+        self._forget_reply()
+
+    def _forget_reply(self) -> None:
+        self.reply, self.shown, self.boxes, self.problems = None, "", [], []
+        self._n_dropped = 0
+
+    def undo(self) -> tuple[str, list[Attachment]]:
+        """Take back the last question with its reply; returns what was asked, and about what.
+
+        Raises:
+            InputError: nothing has been said yet.
+        """
+        if not self.messages:
+            raise InputError("nothing has been said yet")
+        self._eager.cancel()
+        self._forget_reply()
+        while (message := self.messages.pop())["role"] != "user":
+            pass
+        return _split(message["content"])
+
+    def take_back(self) -> str:
+        """Take back the last question, attach its pictures again, and return its text."""
+        text, attached = self.undo()
+        self.pending = attached + self.pending
+        return text
+
+    def set_system(self, text: str | None) -> None:
+        self._eager.cancel()
+        self.system = text or None
+        self._look_ahead()
+
+    def set(self, name: str, value: str) -> str:
+        """Change a sampling setting; "default" brings back the model's own. Returns the setting's full name.
+
+        Raises:
+            InputError: no such setting, or a value it cannot have.
+        """
+        kinds: dict[str, type] = {"max_tokens": int, "top_k": int, "seed": int}
+        names = [f.name for f in fields(SamplingOptions)]
+        name = {"temp": "temperature"}.get(name, name).replace("-", "_")
+        if name not in names:
+            raise InputError(f"no setting is called {name!r}", hint=f"there are: {', '.join(names)}")
+        if value == "default":
+            self.sampling = replace(self.sampling, **{name: getattr(SamplingOptions(), name)})
+            return name
+        try:
+            number = kinds.get(name, float)(value)
+        except ValueError as e:
+            raise InputError(
+                f"{name} is a number, not {value!r}", hint=f"/set {name} default undoes it"
+            ) from e
+        if not 0 <= number < math.inf or (name in ("max_tokens", "repeat_penalty") and number <= 0):
+            raise InputError(f"{name} cannot be {value}", hint=f"/set {name} default undoes it")
+        self.sampling = replace(self.sampling, **{name: number})
+        return name
+
+    # saving ----------------------------------------------------------------------------------------
+
+    def saved(self) -> Saved:
+        return Saved([*self.messages], self.system, str(self.model.path), self.sampling.kwargs())
+
+    def restore(self, saved: Saved, given: SamplingOptions | None = None) -> None:
+        """Go on with a saved conversation: its messages, system prompt and settings.
+
+        Args:
+            given: settings that go before the saved ones where they are not the default.
+        """
+        self.clear()
+        self.messages, self.system = [*saved.messages], saved.system
+        known = {f.name for f in fields(SamplingOptions)}
+        settings = {k: v for k, v in saved.settings.items() if k in known}
+        if given is not None:
+            settings |= {k: v for k, v in given.kwargs().items() if v != getattr(SamplingOptions(), k)}
+        self.sampling = SamplingOptions(**settings)
+
+    def close(self) -> None:
+        self._eager.cancel()
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a picture, upright.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:  # opening it says what is wrong
+        changed = 0
+    return _size_of(path, changed)
+
+
+@lru_cache(maxsize=64)
+def _size_of(path: Path, changed: int) -> tuple[int, int]:
+    from qvl.runtime.vision.image import open_picture
+
+    width, height = open_picture(path).size
+    return width, height
+
+
+def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:
+    if isinstance(content, str):
+        return content, []
+    text = "\n".join(part["text"] for part in content if part["type"] == "text")
+    return text, [Attachment.of_part(part) for part in content if part["type"] in ("image", "video")]

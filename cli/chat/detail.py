@@ -1,0 +1,191 @@
+"""How large pictures are looked at in a chat, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, get_args
+
+from qvl.cli.chat.attachments import Attachment
+from qvl.cli.chat.conversation import size_of
+from qvl.cli.output import Output, format_table, human_seconds
+from qvl.runtime.detail.cost import LOW_TOKENS, Cost, Detail, cost, max_pixels, seconds
+from qvl.runtime.prompt.messages import VisionChunk
+from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.video import FRAME_FACTOR, VideoOptions, VideoPlan, plan_video
+
+if TYPE_CHECKING:
+    from qvl.runtime.detail.cost import Pace
+    from qvl.runtime.model import Model
+    from qvl.runtime.vision.encoder import VisionEncoder
+
+_TOKEN_PIXELS: Final = 28 * 28
+_HEADER: Final = ("--image-detail", "--max-pixels", "looked at as", "tokens", "about")
+
+
+def looked_at_whole(
+    attachments: Sequence[Attachment], detail: Detail | None, vision: VisionEncoder
+) -> list[VisionChunk]:
+    """The pictures that `Looking` will not shrink, as is known before the pace of the machine is.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    return [
+        VisionChunk(a.kind, str(a.path), a.options)
+        for a in attachments
+        if a.kind == "image" and (detail in (None, "high") or _is_small(vision.preprocessor, a.path))
+    ]
+
+
+def _is_small(preprocessor: Preprocessor, path: Path) -> bool:
+    width, height = size_of(path)
+    return preprocessor.n_tokens(height, width) <= LOW_TOKENS
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Says how to look at each picture and video that is attached.
+
+    Attributes:
+        detail: None keeps to the bounds that the model was opened with.
+        fps: frames of a video to look at a second; None is the usual two.
+    """
+
+    model: Model
+    detail: Detail | None
+    out: Output
+    fps: float | None = None
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def bounded(self, attachment: Attachment) -> Attachment:
+        """The attachment with the area to look at, where the detail asks for less than there is.
+
+        Raises:
+            ImageError, VideoError: it cannot be read.
+        """
+        if attachment.kind == "video":
+            return self._bounded_video(attachment)
+        if self.detail is None:
+            return attachment
+        preprocessor = self.model.vision.preprocessor
+        if _is_small(preprocessor, attachment.path):
+            return attachment
+        width, height = size_of(attachment.path)
+        bound = self.max_pixels(self.detail)
+        tall, wide = preprocessor.size(height, width)
+        if tall * wide <= bound:
+            return attachment
+        return replace(attachment, options=(*attachment.options, ("max_pixels", bound)))
+
+    def _bounded_video(self, attachment: Attachment) -> Attachment:
+        """With the rate, and, unless all there is should be seen, at most half the context filled."""
+        if self.fps is not None:
+            attachment = replace(attachment, options=(*attachment.options, ("fps", self.fps)))
+        room = self.model.n_ctx // 2
+        whole = self._plan(attachment)
+        if self.detail in (None, "high") or self._n_tokens(whole) <= room:
+            return attachment
+        smaller = replace(attachment, options=(*attachment.options, ("total_pixels", room * _TOKEN_PIXELS)))
+        tokens = self._n_tokens(self._plan(smaller))
+        if tokens <= room:
+            return smaller
+        frames = max(FRAME_FACTOR, whole.n_frames * room // tokens // FRAME_FACTOR * FRAME_FACTOR)
+        few = (("max_frames", frames), ("min_frames", min(frames, VideoOptions.min_frames)))
+        return replace(smaller, options=(*smaller.options, *few))
+
+    def _plan(self, attachment: Attachment) -> VideoPlan:
+        path, options = attachment.path, VideoOptions.of(attachment.options)
+        return _plan(path, path.stat().st_mtime_ns, self.model.vision.preprocessor, options)
+
+    def _n_tokens(self, plan: VideoPlan) -> int:
+        height, width = plan.size
+        return -(-plan.n_frames // FRAME_FACTOR) * (
+            height * width // self.model.vision.preprocessor.factor**2
+        )
+
+    def is_shrunk(self, attachment: Attachment) -> bool:
+        """Whether it will be seen in less detail than there is."""
+        return any(name in ("max_pixels", "total_pixels") for name, _ in attachment.options)
+
+    def max_pixels(self, detail: Detail) -> int:
+        """The area that a detail stands for with this model, here."""
+        vision = self.model.vision
+        pace = self.pace if detail == "auto" else None
+        return max_pixels(detail, vision.preprocessor, vision.config, pace, n_ctx=self.model.n_ctx)
+
+    @cached_property
+    def pace(self) -> Pace:
+        from qvl.runtime.detail.pace import known_pace
+
+        return known_pace(
+            self.model, announce=lambda: self.out.dim("measuring the pace of this machine, once")
+        )
+
+    def words(self, attachment: Attachment) -> str:
+        """What a picture or video costs, and what it would in full.
+
+        "(4032 x 3024, looked at as 812 x 616: 638 tokens, about 9 s; in full 15552 tokens, about 11 min)"
+        "(12 s, 24 frames of 364 x 196: 1092 tokens, about 8 s)"
+        """
+        if attachment.kind == "video":
+            return self._words_of_video(attachment)
+        width, height = size_of(attachment.path)
+        bound = dict(attachment.options).get("max_pixels")
+        full = self._cost(width, height, None)
+        if bound is None:
+            return f"({width} x {height}, {_price(full)})"
+        found = self._cost(width, height, int(bound))
+        looked = f"looked at as {found.size[0]} x {found.size[1]}: {_price(found)}"
+        return f"({width} x {height}, {looked}; in full {_price(full)})"
+
+    def _words_of_video(self, attachment: Attachment) -> str:
+        plan = self._plan(attachment)
+        lasts = f"{human_seconds(plan.seconds)}, " if plan.seconds is not None else ""
+        words = f"{lasts}{self._price_of_video(plan)}"
+        if self.is_shrunk(attachment):
+            kept = tuple(o for o in attachment.options if o[0] == "fps")
+            words += f"; in full {self._price_of_video(self._plan(replace(attachment, options=kept)))}"
+        return f"({words})"
+
+    def _price_of_video(self, plan: VideoPlan) -> str:
+        tokens, (height, width) = self._n_tokens(plan), plan.size
+        steps = -(-plan.n_frames // FRAME_FACTOR)  # attention stays within each
+        known = tokens > LOW_TOKENS or "pace" in self.__dict__
+        config = self.model.vision.config if known else None
+        spent = steps * seconds(config, self.pace, tokens // steps) if config else None
+        return f"{plan.n_frames} frames of {width} x {height}: {_price(Cost((width, height), tokens, spent))}"
+
+    def table(self, path: Path) -> str:
+        """What each detail makes of a picture."""
+        width, height = size_of(path)
+        rows = []
+        for detail in get_args(Detail):
+            bound = self.max_pixels(detail)
+            found = self._cost(width, height, bound)
+            about = human_seconds(found.seconds) if found.seconds is not None else ""
+            rows.append((detail, str(bound), f"{found.size[0]} x {found.size[1]}", str(found.tokens), about))
+        return format_table(rows, _HEADER)
+
+    def _cost(self, width: int, height: int, bound: int | None) -> Cost:
+        vision = self.model.vision
+        preprocessor = vision.preprocessor.with_pixels(max_pixels=bound)
+        # what costs next to nothing is not worth a measurement
+        large = preprocessor.n_tokens(height, width) > LOW_TOKENS
+        if not large and "pace" not in self.__dict__:
+            return cost(preprocessor, width, height)
+        return cost(preprocessor, width, height, vision.config, self.pace)
+
+
+@lru_cache(maxsize=64)
+def _plan(path: Path, changed: int, preprocessor: Preprocessor, options: VideoOptions) -> VideoPlan:
+    return plan_video(path, preprocessor, options)
+
+
+def _price(found: Cost) -> str:
+    about = "" if found.seconds is None else f", about {human_seconds(found.seconds)}"
+    return f"{found.tokens} tokens{about}"

@@ -1,0 +1,209 @@
+"""The conversation on a terminal: read a line, do what it says, until the user leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from qvl.cli.chat import commands, drawing, sessions
+from qvl.cli.chat.attachments import Attachment, extract, lone_path, looks_like_path, shown, unmet
+from qvl.cli.chat.conversation import Conversation
+from qvl.cli.chat.detail import Looking
+from qvl.cli.chat.line_editor import LineReader
+from qvl.cli.chat.report import reply_json, stats_text
+from qvl.cli.options import SamplingOptions
+from qvl.cli.output import Output
+from qvl.runtime.errors import ImageError, InputError, OutputError, QvlError
+from qvl.runtime.vision.kind import kind_of
+
+PROMPT: Final = ">>> "
+_BAR_AFTER: Final = 0.5
+
+
+class Repl:
+    """A conversation driven by typed lines."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        out: Output,
+        looking: Looking | None = None,
+        *,
+        as_json: bool = False,
+    ) -> None:
+        self.conversation = conversation
+        self.out = out
+        self.looking = looking or Looking(conversation.model, None, out)
+        self.as_json = as_json
+        self.reader = LineReader(f"/{name}" for name in commands.COMMANDS)
+
+    def run(self) -> int:
+        """Read and answer until the user leaves; returns the exit code."""
+        self.out.dim("/help lists the commands; drop a picture here to talk about it; Ctrl-D leaves")
+        try:
+            while True:
+                try:
+                    line = self.reader.read(self._prompt())
+                except EOFError:
+                    self.out.note()
+                    return 0
+                except KeyboardInterrupt:
+                    self.out.note("" if self.reader.typed else "\n(Ctrl-D or /exit leaves)")
+                    continue
+                try:
+                    self.handle(line)
+                except commands.Leave:
+                    return 0
+                except KeyboardInterrupt:
+                    self.out.note("\n(stopped)")
+                except QvlError as e:
+                    self.out.error(e)
+                except BrokenPipeError:  # nobody reads the replies
+                    raise
+                except OSError as e:  # a file's; a conversation outlives it
+                    self.out.error(f"{e.filename or 'input or output'}: {e.strerror or e}")
+        finally:
+            self.reader.close()
+            self.conversation.close()
+
+    def _prompt(self) -> str:
+        names = ", ".join(a.path.name for a in self.conversation.pending)
+        return f"[{names}] {PROMPT}" if names else PROMPT
+
+    def handle(self, line: str) -> None:
+        """Do what one message or command says."""
+        if not line.strip():
+            return
+        if line.strip().lower() in ("exit", "quit"):  # as in `llm chat` and most shells
+            raise commands.Leave
+        if line.startswith("/") and not looks_like_path(line):
+            commands.run(self, line)
+            return
+        text, found = extract(line)
+        word = line.split(maxsplit=1)[0]
+        if not found and kind_of(Path(word)) and (line.startswith("/") or word == line.strip()):
+            raise ImageError(
+                f"{word}: no such file", hint="/image PATH attaches a picture; Tab completes paths"
+            )
+        if not found and (path := lone_path(line.strip())):
+            what = "a folder" if path.is_dir() else "neither a picture nor a video by its name"
+            hint = "/video attaches a folder of frames, /image any file that holds a picture"
+            raise InputError(f"{shown(path)}: {what}", hint=hint)
+        if found:
+            self.attach(found)
+        seen = [*self.conversation.media, *(a.path for a in self.conversation.pending)]
+        for name in unmet(text, {path.name for path in seen}):
+            self.out.warn(f"{name}: no such file, so the model reads the name and sees nothing")
+        if text:
+            self.ask(text)
+
+    def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
+        """Attach to the next message, and say so.
+
+        Args:
+            look_ahead: begin to look at once; without it, only what is shrunk is worth a word.
+        """
+        bounded = [self.looking.bounded(a) for a in attachments]
+        said = [
+            f"attached {shown(a.path)} {self.looking.words(a)}".rstrip()
+            for a in bounded
+            if look_ahead or self.looking.is_shrunk(a)
+        ]
+        if self.out.verbose:
+            said += [self.looking.table(a.path) for a in bounded if a.kind == "image"]
+        self.conversation.attach(bounded, look_ahead=look_ahead)
+        for line in said:
+            self.out.dim(line)
+
+    def ask(self, text: str) -> None:
+        """Stream the reply to stdout and keep the conversation for `--continue`.
+
+        Ctrl-C goes through, when what was said until then has been finished off.
+        """
+        replied = False
+        try:
+            with self.out.progress("", "%", delay=_BAR_AFTER) as bar:
+                for piece in self.conversation.ask(text, lambda *at: bar(at[1], 1.0, self._stage(*at))):
+                    bar.close()
+                    if not self.as_json:
+                        self.out.write(piece)
+                    replied = True
+            replied = True
+        finally:
+            if replied:
+                self._finish_reply()
+
+    def _finish_reply(self) -> None:
+        if self.as_json:
+            self.out.json(reply_json(self.conversation))
+        else:
+            self.out.line()
+            self._say_if_cut()
+        if boxed := self.conversation.boxes_by_picture():
+            pictures = self.conversation.pictures
+            if len(pictures) > 1:
+                names = ", ".join(f"picture {n} ({pictures[n - 1].name})" for n in boxed)
+                self.out.dim(f'(boxes in {names}; a question can name another: "in picture 1")')
+        for problem in self.conversation.problems:
+            self.out.warn(problem)
+        if self.out.verbose:
+            self.show_stats()
+        try:
+            sessions.save(sessions.LAST, self.conversation.saved())
+        except OutputError as e:  # no home to write to: only --continue needs it
+            self.out.detail(e.message)
+
+    def _say_if_cut(self) -> None:
+        reply = self.conversation.reply
+        if reply is None or reply.finish_reason != "length":
+            return
+        n = reply.usage.completion_tokens
+        if self.conversation.schema is not None:
+            self.out.warn(f"cut off after {n} tokens: the JSON is not whole; -n makes room for more")
+        else:
+            self.out.dim(f"(cut off after {n} tokens; -n, or /set max_tokens, makes room for more)")
+
+    def _stage(self, stage: str, share: float) -> str:
+        """What the model is at, in words."""
+        if stage != "encode":
+            return "reading the frames" if stage == "frames" else "reading"
+        n_layer = self.conversation.model.vision.config.n_layer
+        return f"looking, layer {min(n_layer, round(share * n_layer) + 1)} of {n_layer}"
+
+    def restore(self, saved: sessions.Saved, given: SamplingOptions | None = None) -> None:
+        """Go on with a saved conversation, showing what was said last."""
+        self.conversation.restore(saved, given)
+        turns = sum(m["role"] == "user" for m in saved.messages)
+        self.out.dim(f"{turns} question{'s' if turns != 1 else ''} so far")
+        if saved.messages and isinstance(saved.messages[-1]["content"], str):
+            self.out.note(saved.messages[-1]["content"])
+
+    def draw(self, path: Path | None) -> None:
+        """Draw the boxes of the last reply onto their picture; without a path, into the working folder.
+
+        Boxes in several pictures make several files, numbered as the pictures are.
+
+        Raises:
+            InputError: there are no boxes, or no picture. OutputError: it cannot be written there.
+        """
+        from qvl.runtime.grounding.draw import draw
+
+        boxed = self.conversation.boxes_by_picture()
+        if not boxed:
+            raise InputError(
+                "the last reply has no boxes to draw",
+                hint='ask for them: "Find the cat." or "Where is the red circle?"',
+            )
+        for number, boxes in boxed.items():
+            picture = self.conversation.pictures[number - 1]
+            target = path or Path(f"{picture.stem}-boxes.png")
+            if len(boxed) > 1:
+                target = target.with_stem(f"{target.stem}-{number}")
+            drawing.write(draw(picture, boxes), target)
+            self.out.dim(f"drawn into {target}")
+
+    def show_stats(self) -> None:
+        """Say what the last reply cost."""
+        if self.conversation.reply is None:
+            raise InputError("nothing has been answered yet")
+        self.out.dim(stats_text(self.conversation))

@@ -1,0 +1,119 @@
+"""Saved conversations: JSON that a person can read, edit and move."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.runtime.errors import FormatError, InputError, OutputError
+from qvl.runtime.files import as_json, expanded, state_dir
+
+VERSION: Final = 1
+LAST: Final = "last"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a session file holds.
+
+    Attributes:
+        messages: in the shape of OpenAI and HF, pictures by absolute path.
+    """
+
+    messages: list[dict[str, Any]]
+    system: str | None = None
+    model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def session_path(name: str) -> Path:
+    """Where a session is kept: a path as it is, a bare name in the state folder."""
+    path = expanded(name)
+    if len(path.parts) == 1 and not path.suffix:
+        return state_dir() / "sessions" / f"{name}.json"
+    return path
+
+
+def save(name: str, saved: Saved) -> Path:
+    """Write a session, by a temporary file, so that an interrupt leaves the old one whole.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    path = session_path(name)
+    content = {
+        "qvl_session": VERSION,
+        "saved": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "model": saved.model,
+        "system": saved.system,
+        "settings": saved.settings,
+        "messages": saved.messages,
+    }
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said of pictures is private
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as f:
+            f.write(f"{as_json(content, indent=2)}\n")
+        Path(f.name).replace(path)
+    except OSError as e:
+        hint = "/save PATH chooses another place"
+        raise OutputError(f"{path}: cannot be written: {e.strerror}", hint=hint) from e
+    return path
+
+
+def load(name: str) -> Saved:
+    """Read a session, and see that the pictures it speaks of are still there.
+
+    Raises:
+        InputError: no such session, or pictures that are gone. FormatError: not a session file.
+    """
+    path = session_path(name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise InputError(f"{path}: no such session", hint=_known_hint()) from e
+    except (OSError, ValueError) as e:
+        raise FormatError(f"{path}: cannot be read as a session: {e}") from e
+    saved = _checked(path, content)
+    if gone := [part for part in _media(saved.messages) if not Path(part).exists()]:
+        hint = "put them back, or mend the paths in the session's file"
+        raise InputError(f"{path}: speaks of files that are gone: {', '.join(gone)}", hint=hint)
+    return saved
+
+
+def _checked(path: Path, content: Any) -> Saved:
+    if not isinstance(content, dict) or content.get("qvl_session") != VERSION:
+        found = content.get("qvl_session") if isinstance(content, dict) else type(content).__name__
+        raise FormatError(f'{path}: not a session: "qvl_session" is {found!r}, expected {VERSION}')
+    messages = content.get("messages")
+    if not isinstance(messages, list) or not all(_is_message(m) for m in messages):
+        raise FormatError(f'{path}: "messages" must be a list of {{"role", "content"}}')
+    system, settings = content.get("system"), content.get("settings", {})
+    if not (system is None or isinstance(system, str)) or not isinstance(settings, dict):
+        raise FormatError(f'{path}: "system" must be a text and "settings" an object')
+    return Saved(messages, system, content.get("model"), settings)
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (
+        isinstance(content, list)
+        and all(isinstance(p, dict) and isinstance(p.get(str(p.get("type"))), str) for p in content)
+    )
+
+
+def _media(messages: list[dict[str, Any]]) -> list[str]:
+    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
+    return [part[part["type"]] for part in parts if part["type"] in ("image", "video")]
+
+
+def _known_hint() -> str | None:
+    names = sorted(p.stem for p in (state_dir() / "sessions").glob("*.json"))
+    return f"saved are: {', '.join(names)}" if names else "nothing has been saved yet: /save NAME does"

@@ -1,0 +1,185 @@
+"""The books of a run: what is left to do, what has come of it, and that all of it is safe.
+
+What captions the pictures, here or on a cluster, is the business of those that derive from `Book`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+from qvl.runtime.activity import Activity
+from qvl.runtime.caption.assemble import join
+from qvl.runtime.caption.inputs import Item
+from qvl.runtime.caption.record import Record
+from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.caption.state import Mode
+
+_RESTORE: Final = 1024  # records of which a crash may have kept the sidecar from being written
+Result: TypeAlias = tuple[Item, Record]
+
+
+class Results(Protocol):
+    """Where records go: `ledger.Ledger`, or `stream.Stream` for stdout."""
+
+    mode: Mode
+    crashed: bool
+
+    def is_done(self, path: str) -> bool: ...
+    def failed(self, path: str) -> bool | None: ...
+    def record(self, path: str) -> Record | None: ...
+    def with_content(self, sha256: str, prompt: str) -> Record | None: ...
+    def recent(self, n: int) -> list[Record]: ...
+    def append(self, records: Sequence[Record]) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Stop:
+    """How the user ends a run: asked once, it finishes what is in flight; twice, it stops at once.
+
+    Attributes:
+        raises: a second request raises KeyboardInterrupt where it arrives, for runs that wait on others.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.raises = False
+
+    def request(self, *_: object) -> None:
+        """May be called by a signal handler."""
+        self.asked += 1
+        if self.raises and self.now:
+            raise KeyboardInterrupt
+
+    @property
+    def soon(self) -> bool:
+        return self.asked > 0
+
+    @property
+    def now(self) -> bool:
+        return self.asked > 1
+
+
+@dataclass
+class Tally:
+    """What a run has come to, and where the time went.
+
+    Attributes:
+        total: pictures asked for; skipped: done before this run; failed_before: skipped with an error.
+        copied: captioned by the caption of a picture with the same content.
+        seconds: by stage; decode and preprocess are those of their threads.
+    """
+
+    total: int = 0
+    skipped: int = 0
+    failed_before: int = 0
+    done: int = 0
+    failed: int = 0
+    copied: int = 0
+    interrupted: bool = False
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def left(self) -> int:
+        return self.total - self.skipped - self.done - self.failed
+
+
+class Book:
+    """Pictures to caption, and the results they go into.
+
+    Attributes:
+        tally: grows as the records come.
+        activity: what takes long at this moment.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        results: Results,
+        sidecars: Sidecars | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        self.items, self.results, self.sidecars = items, results, sidecars
+        self.stop = stop or Stop()
+        self.activity = Activity()
+        self.tally = Tally(total=len(items))
+        self._clashes = sidecars.clashes(items) if sidecars is not None else {}
+
+    def todo(self) -> Iterator[Item]:
+        """What has no result yet, until the user asks to stop."""
+        if self.sidecars is not None and self.results.crashed:
+            self.sidecars.restore(self.items, self.results.recent(_RESTORE))
+        for item in self.items:
+            if self.stop.soon:
+                return
+            if self._is_done(item):
+                self.tally.skipped += 1
+                self.tally.failed_before += bool(self.results.failed(item.path))
+            else:
+                yield item
+
+    def _is_done(self, item: Item) -> bool:
+        done = self.results.is_done(item.path)
+        if self.sidecars is None or self.results.mode != "skip" or item.path in self._clashes:
+            return done
+        # A text file that was deleted is made again; one that others made is kept.
+        return bool(self.results.failed(item.path)) or self.sidecars.path(item).exists()
+
+    def refused(self, item: Item) -> Record | None:
+        """The error of a picture whose text file belongs to another one, or cannot be written."""
+        if self.sidecars is None:
+            return None
+        text = self.sidecars.path(item)
+        if item.path in self._clashes:
+            reason = f"its text file, {text}, is that of {self._clashes[item.path]}"
+        elif text == Path(item.path):
+            reason = "its text file would take its place"
+        elif not self.sidecars.takes(item):
+            reason = f"its text file, {text}, may not be written there"
+        else:
+            return None
+        return Record(item.path, error=f"{item.path}: {reason}")
+
+    def joined(self, item: Item, caption: str) -> str:
+        """The caption with the one that is there, where the user wants both."""
+        mode = self.results.mode
+        if mode not in ("append", "prepend"):
+            return caption
+        if self.sidecars is not None:
+            return join(self.sidecars.read(item), caption, mode)
+        record = self.results.record(item.path)
+        return join(record.caption if record else None, caption, mode)
+
+    def keep(self, results: list[Result]) -> Iterator[Record]:
+        """Make records durable, then report them."""
+        if not results:
+            return
+        started = time.perf_counter()
+        self.results.append([record for _, record in results])
+        if self.sidecars is not None:
+            for item, record in results:
+                self.sidecars.write(item, record)
+        self.tally.seconds["write"] += time.perf_counter() - started
+        for _, record in results:
+            self.tally.failed += record.failed
+            self.tally.done += not record.failed
+            self.tally.copied += record.same_as is not None
+            yield record
+
+    def run(self) -> Iterator[Record]:
+        """Yield each record once it is safe on disk.
+
+        Raises:
+            OutputError: the disk is full or fails. Cancelled: told to stop at once.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Close the pass, unless the user has broken it off."""
+        self.tally.interrupted = self.stop.soon and self.tally.left > 0
+        if not self.tally.interrupted:
+            self.results.finish()

@@ -1,0 +1,1 @@
+"""How large to look at a picture: cost, pace of the machine, bounds."""

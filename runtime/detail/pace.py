@@ -1,0 +1,125 @@
+"""The pace of a model on this machine, measured once and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.detail.cost import Pace
+from qvl.runtime.files import default_directory, file_identity
+from qvl.runtime.llama.context import Context
+from qvl.runtime.model import Model
+from qvl.runtime.resources import default_threads
+
+_SIDE: Final = 224
+_TOKENS: Final = 64
+_RUNS: Final = 2
+_MAX_BYTES: Final = 1 << 20
+
+
+def measure_pace(model: Model) -> Pace:
+    """Encode a small picture and read a short prompt, a few times: the fastest counts."""
+    vision = model.vision
+    height, width = vision.preprocessor.size(_SIDE, _SIDE)
+    encode = []
+    for run in range(_RUNS + 1):
+        picture = noise((width, height), run)
+        start = time.perf_counter()
+        vision.encode([picture])
+        encode.append(time.perf_counter() - start)
+    with model.context(n_ctx=_TOKENS) as context:
+        read = [read_seconds(context, _TOKENS) for _ in range(_RUNS + 1)]
+    patches = (height // vision.preprocessor.patch_size) * (width // vision.preprocessor.patch_size)
+    return Pace(patches, min(encode), min(read) / _TOKENS)
+
+
+def known_pace(
+    model: Model, path: Path | None = None, *, announce: Callable[[], None] = lambda: None
+) -> Pace:
+    """What was measured before of these files on these devices with so many threads, or is measured now.
+
+    Args:
+        path: the JSON file that keeps it; by default beside the embeddings.
+        announce: called before something is measured.
+    """
+    path = path or _default_path()
+    key = _key(model)
+    kept = _read(path)
+    with suppress(TypeError, ValueError):
+        pace = Pace(**kept[key]) if key in kept else None
+        if pace is not None and pace.patches > 0 and pace.encode_seconds > 0 <= pace.token_seconds:
+            return pace
+    announce()
+    pace = measure_pace(model)
+    keep_pace(model, pace, path)
+    return pace
+
+
+def keep_pace(model: Model, pace: Pace, path: Path | None = None) -> None:
+    """Have `known_pace` know it, in place of what it knew."""
+    path = path or _default_path()
+    with suppress(OSError):  # without a place to keep it, it is measured again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps({**_read(path), _key(model): asdict(pace)}, indent=1), encoding="utf-8")
+        part.replace(path)
+
+
+def _default_path() -> Path:
+    return default_directory().parent / "pace.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return {}
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _key(model: Model) -> str:
+    vision = model.vision
+    decoder = model.text.devices[0].name if model.text.devices else "CPU"
+    parts = (
+        file_identity(vision.path),
+        vision.precision,
+        vision.device.name,
+        file_identity(model.path),
+        decoder,
+        str(model.threads or default_threads()),
+    )
+    return " ".join(parts)
+
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def noise(size: Size, seed: int) -> NDArray[np.uint8]:
+    """A picture that nothing can have been kept of: uint8 [h, w, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+
+
+def read_seconds(context: Context, n: int) -> float:
+    """Reading n tokens into an empty cache, the logits of each batch's last included."""
+    context.clear()
+    tokens = tokens_of(context, n)
+    start = time.perf_counter()
+    for i in range(0, n, context.n_batch):
+        context.decode_tokens(tokens[i : i + context.n_batch], i, outputs="last")
+    return time.perf_counter() - start
+
+
+def tokens_of(context: Context, n: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(0).integers(0, context.model.hparams.n_vocab, n)]

@@ -1,0 +1,96 @@
+"""A conversation that has outgrown the context: which of its messages are still read.
+
+The oldest turns go, whole turns only, and never the system prompt or the last question. More go than must,
+so that not every turn that follows has to read everything again; and what is gone stays gone while the
+conversation goes on, so that the cache's prefix holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from qvl.runtime.engine.units import Unit, VisionUnit, n_cells, n_vision_cells
+from qvl.runtime.errors import ContextFullError
+from qvl.runtime.prompt.messages import Message
+
+UnitsOf: TypeAlias = Callable[[Sequence[Message]], list[Unit]]
+
+_KEEP_SHARE: Final = 0.75
+_PIXELS_PER_TOKEN: Final = 28 * 28
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The units of the messages that fit.
+
+    Attributes:
+        n_dropped: messages left out.
+        n_new: how many of them were still read the last time.
+    """
+
+    units: list[Unit]
+    n_dropped: int = 0
+    n_new: int = 0
+
+
+class Fitter:
+    """Chooses messages, and remembers what it has dropped of a conversation."""
+
+    def __init__(self, n_ctx: int) -> None:
+        self._n_ctx = n_ctx
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new conversation."""
+        self._dropped: list[Unit] = []
+        self._n_dropped = 0
+
+    def fit(self, messages: Sequence[Message], units_of: UnitsOf, reserve: int) -> Fitted:
+        """As many of the last messages as leave `reserve` cells of the context free.
+
+        Raises:
+            ContextFullError: the last message alone does not fit, with the system prompt.
+        """
+        room = self._n_ctx - reserve
+        units = units_of(messages)
+        if n_cells(units) <= room:
+            self.forget()
+            return Fitted(units)
+        head = 1 if messages[0].get("role") == "system" else 0
+        starts = [i - head for i in range(head + 1, len(messages)) if messages[i].get("role") == "user"]
+        before = self._n_dropped if self._still_dropped(messages, head, units_of) else 0
+        tries = [(before, room)] if before else []
+        tries += [(n, int(room * _KEEP_SHARE)) for n in starts if n > before]
+        tries += [(n, room) for n in starts if n > before]
+        for n_dropped, goal in tries:
+            units = units_of([*messages[:head], *messages[head + n_dropped :]])
+            if n_cells(units) <= goal:
+                self._n_dropped = n_dropped
+                self._dropped = units_of(messages[head : head + n_dropped])
+                return Fitted(units, n_dropped, n_dropped - before)
+        raise self._too_much(units, reserve)
+
+    def _still_dropped(self, messages: Sequence[Message], head: int, units_of: UnitsOf) -> bool:
+        if not 0 < self._n_dropped < len(messages) - head:
+            return False
+        return units_of(messages[head : head + self._n_dropped]) == self._dropped
+
+    def _too_much(self, units: list[Unit], reserve: int) -> ContextFullError:
+        cells, vision = n_cells(units), n_vision_cells(units)
+        seen = [unit.span for unit in units if isinstance(unit, VisionUnit)]
+        pictures = len(seen)
+        room = self._n_ctx - reserve - (cells - vision)
+        larger = f"a context of --ctx-size {cells + reserve} would do"
+        if not pictures:
+            what = f"the message takes {cells} tokens"
+            hint = f"shorten it, or {larger}"
+        else:
+            what = f"{pictures} picture{'s'[: pictures != 1]} of {vision} tokens, {cells} with the text"
+            fitting = room // sum(span.t for span in seen) * _PIXELS_PER_TOKEN  # of a picture, or of a frame
+            smaller = f"--max-pixels {fitting} would fit, or " if fitting >= 4 * _PIXELS_PER_TOKEN else ""
+            fewer = "a lower --fps, or " if any(span.t > 1 for span in seen) else ""
+            hint = f"{smaller}{fewer}{larger}"
+        message = f"{what}: too much for a context of {self._n_ctx} that leaves {reserve} for the reply"
+        return ContextFullError(message, n_tokens=cells, n_ctx=self._n_ctx, hint=hint)

@@ -1,0 +1,72 @@
+"""Sampled tokens to the text that a reader sees: whole characters, up to a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qvl.runtime.engine.reply import Draft, Piece
+from qvl.runtime.errors import InputError
+from qvl.runtime.llama.vocab import IncrementalText
+
+
+class ReplyText:
+    """Tokens to pieces, which also go into the draft.
+
+    Attributes:
+        cut: a stop string has ended the text.
+    """
+
+    def __init__(self, decoder: IncrementalText, stops: StopStrings, draft: Draft) -> None:
+        self._decoder = decoder
+        self._stops = stops
+        self._draft = draft
+        self._tokens: list[int] = []
+        self.cut = False
+
+    def feed(self, token: int) -> Piece | None:
+        """The piece that a token completes, if it does."""
+        self._tokens.append(token)
+        text, self.cut = self._stops.feed(self._decoder.feed(token))
+        return self._piece(text) if text else None
+
+    def finish(self) -> Piece | None:
+        """What was held back."""
+        text = "" if self.cut else self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
+        return self._piece(text) if text else None
+
+    def _piece(self, text: str) -> Piece:
+        piece = Piece(text, tuple(self._tokens))
+        self._tokens.clear()
+        self._draft.text += text
+        return piece
+
+
+class StopStrings:
+    """Ends text before the first stop string, and holds back what could still become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if isinstance(stops, str) or not all(isinstance(s, str) and s for s in stops):
+            raise InputError(f"stop is {stops!r}, expected a list of strings, none of them empty")
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """Text that is safe to show, and whether a stop string was met."""
+        held = self._held + text
+        found = [i for i in (held.find(stop) for stop in self._stops) if i >= 0]
+        if found:
+            self._held = ""
+            return held[: min(found)], True
+        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep], False
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that begins the stop string."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,1 @@
+"""The model families: one table, and a folder for each family."""

@@ -1,0 +1,151 @@
+"""Qwen2-VL's vision tower as a ggml graph (arXiv 2409.12191, section 2.1).
+
+    patches ─► patch embedding ─► depth × (attention, MLP) ─► layer norm ─► 2×2 merger ─► embeddings
+
+Patches come in merge order: the four of each 2×2 group lie together, so that the merger is a reshape.
+Attention is full within a segment, one temporal patch of one picture, and never crosses segments.
+Reference: transformers, models/qwen2_vl/modeling_qwen2_vl.py, Qwen2VisionTransformerPretrainedModel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.graph import Graph, Tensor
+from qvl.runtime.ggml.weights import Weights
+from qvl.runtime.vision.layers import Layers
+from qvl.runtime.vision.tower import Encoding, Grid, segments
+
+PROJECTOR: Final = "qwen2vl_merger"
+FRAMES_PER_PATCH: Final = 2
+CHANNELS: Final = 3
+# gelu_quick(x) is silu(1.702 x) / 1.702: with everything in the blocks 1.702 times as large, which costs
+# nothing (norms, biases and the patch embedding carry the factor), silu gives the next layer its input.
+# ggml's gelu_quick rounds to float16 through a table; its silu is float32 and vectorized.
+GELU_SCALE: Final = 1.702
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tower's dimensions.
+
+    Attributes:
+        n_embd: width of the tower.
+        n_ff: width of the MLPs' inner layer.
+        n_out: width of the embeddings, the decoder's n_embd.
+        merge_size: patches merged along each side.
+        eps: of the layer norms.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_out: int
+    patch_size: int
+    merge_size: int
+    eps: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def n_patch_in(self) -> int:
+        """Values of a patch: 3 channels × 2 frames × patch_size²."""
+        return CHANNELS * FRAMES_PER_PATCH * self.patch_size**2
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape, rows first, of every tensor that the graph reads."""
+        d, inner, p = self.n_embd, self.n_ff, self.patch_size
+        yield "v.patch_embd.weight", (d, CHANNELS, p, p)
+        yield "v.patch_embd.weight.1", (d, CHANNELS, p, p)
+        for i in range(self.n_layer):
+            b = f"v.blk.{i}."
+            for name, rows, columns in (
+                ("attn_q", d, d), ("attn_k", d, d), ("attn_v", d, d), ("attn_out", d, d),
+                ("ffn_up", inner, d), ("ffn_down", d, inner),
+            ):  # fmt: skip
+                yield f"{b}{name}.weight", (rows, columns)
+                yield f"{b}{name}.bias", (rows,)
+            for name in ("ln1", "ln2"):
+                yield f"{b}{name}.weight", (d,)
+                yield f"{b}{name}.bias", (d,)
+        merged = d * self.merge_size**2
+        yield "v.post_ln.weight", (d,)
+        yield "v.post_ln.bias", (d,)
+        for name, rows in (("mm.0", merged), ("mm.2", self.n_out)):
+            yield f"{name}.weight", (rows, merged)
+            yield f"{name}.bias", (rows,)
+
+
+def positions(grids: Sequence[Grid], merge: int = 2) -> NDArray[np.int32]:
+    """Row and column of every patch, in merge order, as ggml's vision rotary wants them.
+
+    Returns:
+        int32 [4 n]: n rows, n columns, 2 n zeros.
+
+    Source: transformers, Qwen2VisionTransformerPretrainedModel.rot_pos_emb.
+    """
+    parts = []
+    for t, h, w in grids:
+        rows, columns = np.meshgrid(np.arange(h, dtype=np.int32), np.arange(w, dtype=np.int32), indexing="ij")
+        both = np.stack([rows, columns]).reshape(2, h // merge, merge, w // merge, merge)
+        parts.append(np.tile(both.transpose(0, 1, 3, 2, 4).reshape(2, -1), (1, t)))
+    hw = np.concatenate(parts, axis=1)
+    return np.concatenate([hw.reshape(-1), np.zeros(hw.size, np.int32)])
+
+
+def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
+    """The graph for pictures of these grids, packed one after the other.
+
+    Args:
+        weights: as `tensors.load` gives them, with GELU_SCALE folded in.
+        layers: how its layers are made.
+    """
+    runs = segments(grids)
+    g = Graph(max_nodes=64 + config.n_layer * layers.max_nodes(runs))
+    n = sum(count * size for count, size in runs)
+    pixels = g.input(ggml.Type.F32, config.n_patch_in, n)
+    where = g.input(ggml.Type.I32, 4 * n)
+    eps = config.eps * GELU_SCALE**2
+    scale = 1 / (math.sqrt(config.head_dim) * GELU_SCALE**2)
+
+    def heads(x: Tensor, i: int) -> Tensor:
+        # the i-th of the parts of width n_embd, as [head_dim, n_head, n]
+        size = (config.head_dim, config.n_head, n)
+        return x.view(size, (4 * config.head_dim, x.strides[1], x.strides[1] * n), i * 4 * config.n_embd)
+
+    def attention(x: Tensor, block: str) -> Tensor:
+        if f"{block}attn_qkv.weight" in weights:
+            h = layers.norm(g, x, f"{block}ln1", eps, then=f"{block}attn_qkv")
+            qkv = layers.linear(g, h, f"{block}attn_qkv")
+            q, k, v = (heads(qkv, i) for i in range(3))
+        else:
+            h = layers.norm(g, x, f"{block}ln1", eps, then="")
+            q, k, v = (heads(layers.linear(g, h, f"{block}attn_{name}"), 0) for name in ("q", "k", "v"))
+        sections = [config.head_dim // 4] * 4
+        q, k = q.rope_vision(where, sections), k.rope_vision(where, sections)
+        seen = layers.attend(g, q, k, v, runs, scale, then=f"{block}attn_out")
+        return layers.linear(g, seen, f"{block}attn_out", residual=x)
+
+    def mlp(x: Tensor, block: str) -> Tensor:
+        h = layers.norm(g, x, f"{block}ln2", eps, then=f"{block}ffn_up")
+        h = layers.linear(g, h, f"{block}ffn_up", silu=True, then=f"{block}ffn_down")
+        return layers.linear(g, h, f"{block}ffn_down", residual=x)
+
+    x = g.weight(weights["v.patch_embd.weight"]) @ pixels
+    for i in range(config.n_layer):
+        block = f"v.blk.{i}."
+        x = g.name(mlp(attention(x, block), block), f"@{i + 1}")
+    merge = config.merge_size**2
+    x = layers.norm(g, x, "v.post_ln", eps, then="mm.0").reshape(config.n_embd * merge, n // merge)
+    x = layers.linear(g, layers.linear(g, x, "mm.0").gelu(), "mm.2")
+    return Encoding(g, pixels, where, g.output(x))

@@ -1,0 +1,1 @@
+"""Boxes, points and references in replies: parsing, mapping to pixels, drawing."""

@@ -1,0 +1,1 @@
+"""Messages to tokens and vision spans, and their M-RoPE positions."""

@@ -1,0 +1,121 @@
+"""Messages in the OpenAI and Hugging Face shape, checked and split into text and vision parts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from qvl.runtime.errors import PromptError
+
+Message: TypeAlias = Mapping[str, Any]
+
+
+VisionKind: TypeAlias = Literal["image", "video"]
+
+
+ROLES: Final = ("system", "user", "assistant")
+
+
+OPTIONS: Final = {
+    "image": ("min_pixels", "max_pixels"),
+    "video": ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "source_fps"),
+}
+
+
+@dataclass(frozen=True)
+class VisionChunk:
+    """A picture or a video, between `<|vision_start|>` and `<|vision_end|>`.
+
+    Attributes:
+        source: what the message gave: a path, bytes, a PIL image, an array; for videos see `vision.video`.
+        options: how to look at it, as the message gave it beside the source ("max_pixels", "fps", …).
+    """
+
+    kind: VisionKind
+    source: Any
+    options: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str
+    parts: tuple[str | VisionChunk, ...]
+
+
+def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise PromptError(
+            f"messages are {type(messages).__name__} {messages!r:.80}, expected a list with at least one",
+            hint='for example [{"role": "user", "content": "Hello"}]',
+        )
+    return messages
+
+
+def parse_turn(i: int, message: Message) -> Turn:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise PromptError(f"message {i} is {message!r:.80}, expected role and content")
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise PromptError(f"message {i} has role {role!r}, expected one of {', '.join(ROLES)}")
+    if isinstance(content, str):
+        return Turn(role, (content,))
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise PromptError(f"message {i}: content is {type(content).__name__}, expected a string or a list")
+    return Turn(role, tuple(_parts(i, content)))
+
+
+def _parts(i: int, content: Sequence[Any]) -> Iterator[str | VisionChunk]:
+    for j, part in enumerate(content):
+        where = f"message {i}, part {j}"
+        if isinstance(part, str):
+            yield part
+            continue
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            yield part["text"]
+        elif kind in ("image", "video") and part.get(kind) is not None:
+            yield VisionChunk(kind, _local(where, part[kind]), _options(where, kind, part))
+        elif kind == "image_url" and part.get("image_url") is not None:
+            url = part["image_url"]
+            yield VisionChunk("image", _local(where, url["url"] if isinstance(url, Mapping) else url))
+        else:
+            raise PromptError(
+                f"{where} is {part!r:.80}, expected text, image or video",
+                hint='for example {"type": "image", "image": "photo.jpg"}',
+            )
+
+
+def _options(where: str, kind: str, part: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    given = {name: value for name, value in part.items() if name not in ("type", kind)}
+    for name, value in given.items():
+        if name not in OPTIONS[kind]:
+            known = ", ".join(OPTIONS[kind])
+            raise PromptError(f"{where}: {name!r} beside {kind!r}, expected nothing or {known}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise PromptError(f"{where}: {name} is {value!r:.80}, expected a number")
+    return tuple(sorted(given.items()))
+
+
+def _local(where: str, source: Any) -> Any:
+    """A source with its URL resolved; paths, bytes, images and arrays stay as they are."""
+    if not isinstance(source, str):
+        return source
+    if source.startswith("file:"):
+        return url2pathname(urlsplit(source).path)
+    if source.startswith(("http://", "https://")):
+        raise PromptError(
+            f"{where} is a web address, {source:.60}",
+            hint="download the picture first: qvl reads local files",
+        )
+    if not source.startswith("data:"):
+        return source
+    head, _, body = source.partition(",")
+    try:
+        return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote(body).encode()
+    except binascii.Error as e:
+        raise PromptError(f"{where}: a data: URL whose base64 is damaged: {e}") from e

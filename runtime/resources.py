@@ -1,0 +1,70 @@
+"""The machine: cores and memory that this process may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use; more threads than cores slow ggml down."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, _physical_cores() or usable))
+
+
+@lru_cache(maxsize=1)
+def _physical_cores() -> int | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    pairs, package, core = set(), "", ""
+    try:
+        with open("/proc/cpuinfo") as f:  # noqa: PTH123
+            for line in f:
+                key, _, value = line.partition(":")
+                if key.strip() == "physical id":
+                    package = value.strip()
+                elif key.strip() == "core id":
+                    core = value.strip()
+                    pairs.add((package, core))
+    except OSError:
+        return None
+    return len(pairs) or None
+
+
+def free_memory() -> int:
+    """Bytes that new allocations may take without swapping; half of all where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def resident_bytes() -> int:
+    """Memory of this process as it is; 100 MB, which is near it, where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 100_000_000
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """The most memory this process has had resident, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,150 @@
+"""How large `qvl chat` looks at pictures, and what it says of the price."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qvl.cli.chat.attachments import Attachment, attach
+from qvl.cli.chat.detail import Looking
+from qvl.cli.main import run
+from qvl.cli.output import Output
+from qvl.convert import Converted
+from qvl.runtime import load
+from qvl.runtime.detail import pace as pace_module
+from qvl.runtime.detail.cost import LOW_TOKENS, Detail, Pace
+from qvl.runtime.detail.pace import keep_pace, known_pace, measure_pace
+from qvl.runtime.model import Model
+from qvl.runtime.vision.video import VideoOptions, load_video
+
+LOW = LOW_TOKENS * 28 * 28
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Converted) -> Iterator[Model]:
+    with load(tiny_model.text, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "qvl" / "pace.json"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """1026 tokens in full."""
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((756, 1064, 3), np.uint8)).save(path)
+    return path
+
+
+def looked_at(model: Model, detail: Detail | None, picture: Path) -> tuple[tuple[str, float], ...]:
+    (attachment,) = attach([str(picture)], "image")
+    return Looking(model, detail, Output()).bounded(attachment).options
+
+
+def test_low_high_and_the_model_s_own(model: Model, picture: Path, cache: Path) -> None:
+    assert looked_at(model, "low", picture) == (("max_pixels", LOW),)
+    assert looked_at(model, "high", picture) == ()
+    assert looked_at(model, None, picture) == ()
+    assert not cache.exists()  # nothing was measured for that
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(1e-6, 1026), (1e3, LOW_TOKENS)])
+def test_auto_goes_by_the_pace(model: Model, picture: Path, seconds: float, tokens: int) -> None:
+    keep_pace(model, Pace(256, seconds, 0.0))
+    bound = dict(looked_at(model, "auto", picture)).get("max_pixels", 1026 * 784)
+    assert bound == tokens * 784
+
+
+def test_the_rate_of_videos(model: Model, tmp_path: Path) -> None:
+    clip = frames(tmp_path, 4)
+    assert Looking(model, "low", Output(), 1.5).bounded(clip).options == (("fps", 1.5),)
+    assert Looking(model, "low", Output()).bounded(clip) == clip
+
+
+@pytest.mark.parametrize("n", [40, 700])
+def test_a_long_video_fills_half_the_context(model: Model, tmp_path: Path, n: int) -> None:
+    keep_pace(model, Pace(256, 0.5, 0.0))
+    clip = frames(tmp_path, n)
+    for detail in (None, "high"):
+        assert Looking(model, detail, Output()).bounded(clip) == clip
+    looking = Looking(model, "auto", Output())
+    bounded = looking.bounded(clip)
+    options = VideoOptions.of(bounded.options)
+    seen = load_video(clip.path, model.vision.preprocessor, options).frames
+    tokens = -(-len(seen) // 2) * seen.shape[1] * seen.shape[2] // 784
+    assert model.n_ctx // 4 < tokens <= model.n_ctx // 2
+    assert len(seen) == n if n == 40 else 4 <= len(seen) < n
+    words = looking.words(bounded)
+    assert f"({len(seen)} frames of {seen.shape[2]} x {seen.shape[1]}: {tokens} tokens, about " in words
+    assert f"; in full {n} frames of " in words
+    assert looking.is_shrunk(bounded) and not looking.is_shrunk(clip)
+
+
+def frames(folder: Path, n: int) -> Attachment:
+    """A folder of n equal frames, which take 270 tokens each pair."""
+    Image.new("RGB", (504, 420)).save(folder / "0000.png")
+    for i in range(1, n):
+        (folder / f"{i:04}.png").hardlink_to(folder / "0000.png")
+    (clip,) = attach([str(folder)], "video")
+    return clip
+
+
+def test_what_is_small_is_not_measured(model: Model, tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "small.png"
+    Image.fromarray(np.zeros((448, 448, 3), np.uint8)).save(path)
+    assert looked_at(model, "auto", path) == ()
+    assert not cache.exists()
+
+
+def test_the_price_is_said(model: Model, picture: Path) -> None:
+    keep_pace(model, Pace(256, 0.5, 0.0))
+    looking = Looking(model, "low", Output())
+    (attachment,) = attach([str(picture)], "image")
+    words = looking.words(looking.bounded(attachment))
+    assert words.startswith("(1064 x 756, looked at as 504 x 364: 234 tokens, about ")
+    assert "; in full 1026 tokens, about " in words
+    rows = [line.split() for line in looking.table(picture).splitlines()[1:]]
+    assert [row[0] for row in rows] == ["low", "auto", "high"]
+    assert [int(row[5]) for row in rows] == [234, 1026, 1026] or int(rows[1][5]) <= 1026
+
+
+def test_the_pace_is_kept(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = measure_pace(model)
+    assert (measured.patches, measured.encode_seconds > 0, measured.token_seconds > 0) == (256, True, True)
+    first = known_pace(model)
+    assert json.loads(cache.read_text())
+    monkeypatch.setattr(pace_module, "measure_pace", lambda model: Pace(1, 2.0, 3.0))
+    assert known_pace(model) == first
+    for damage in (
+        "",
+        "[]",
+        "{",
+        '{"a": 1}',
+        json.dumps({k: {"patches": 0} for k in json.loads(cache.read_text())}),
+    ):
+        cache.write_text(damage)
+        assert known_pace(model) == Pace(1, 2.0, 3.0)
+
+
+def test_a_chat_says_what_it_shrinks(
+    tiny_model: Converted, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["chat", "-m", str(tiny_model.text), "--image", str(picture), "-p", "hi", "-n", "1", "-t", "1"]
+    ask += ["--json", "--no-cache"]
+    assert run([*ask, "--image-detail", "low"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["usage"]["image_tokens"] == 234
+    assert "looked at as 504 x 364" in said.err
+    assert run([*ask, "--image-detail", "high"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["usage"]["image_tokens"] == 1026
+    assert said.err == ""
