@@ -1,7 +1,8 @@
 """The one list of model families, read by conversion and runtime alike.
 
-A family is a row here, `families/NAME/tower.py` (the image encoder), `families/NAME/prompt.py` (what pictures and
-videos become in a prompt) and `qvl.convert.families.NAME` (its checkpoints). Modules are imported when needed.
+A family is a row here, `families/NAME/tower.py` (the image encoder), `families/NAME/prompt.py` (what
+pictures and videos become in a prompt) and `qvl.convert.families.NAME` (its checkpoints). Modules are
+imported when needed.
 """
 
 from __future__ import annotations
