@@ -37,9 +37,13 @@ def wants_repacking(gguf: GGUFFile, optimize: Optimize = "decode") -> bool:
     """Whether llama.cpp is to use the CPU's "extra" buffers (`use_extra_bufts`) for this file.
 
     Not if prompts are to be fast, and every matrix that it would copy is of a type that is faster as it lies.
+    Never on a CPU with AMX: as GCC compiles ggml's AMX kernels, they load a tile configuration that was
+    never stored, a fault that ends the process (llama.cpp issues 20824 and 26954, open in version 0.5.0).
     """
     features = cpu_features()
-    if optimize == "decode" or "AVX512_VNNI" not in features or "AMX_INT8" in features:
+    if "AMX_INT8" in features:
+        return False
+    if optimize == "decode" or "AVX512_VNNI" not in features:
         return True
     return any(t.type not in _TILED and _is_repacked(t.type, *t.shape) for t in _products(gguf))
 

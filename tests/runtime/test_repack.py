@@ -33,7 +33,7 @@ def k_quants(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Conv
 
 
 @pytest.mark.parametrize(
-    ("features", "wanted"), [((), True), (("AVX512_VNNI",), False), (("AVX512_VNNI", "AMX_INT8"), True)]
+    ("features", "wanted"), [((), True), (("AVX512_VNNI",), False), (("AVX512_VNNI", "AMX_INT8"), False)]
 )
 def test_k_quants_stay_as_they_are_where_that_is_faster(
     k_quants: Converted, monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], wanted: bool
@@ -42,7 +42,7 @@ def test_k_quants_stay_as_they_are_where_that_is_faster(
     gguf = read_gguf(k_quants.text)
     assert repack.wants_repacking(gguf, "prefill") is wanted
     assert wanted or repack.repacked_bytes(gguf, "prefill") == 0
-    assert repack.wants_repacking(gguf, "decode")
+    assert repack.wants_repacking(gguf, "decode") is ("AMX_INT8" not in features)
 
 
 @pytest.mark.skipif("AVX2" not in cpu_features(), reason="another CPU repacks other types")
@@ -55,6 +55,7 @@ def test_types_without_a_tiled_product_are_repacked(
     assert repack.repacked_bytes(gguf) > 0
 
 
+@pytest.mark.skipif("AMX_INT8" in cpu_features(), reason="ggml's AMX kernels end the process on some builds")
 def test_the_logits_are_as_close_to_the_weights_either_way(
     checkpoint: Path, k_quants: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
