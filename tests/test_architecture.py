@@ -19,7 +19,7 @@ MAX_LINES = 400
 # What a package may import of qvl; a prefix allows all below it.
 ALLOWED = {
     "runtime": ("qvl.runtime", "qvl.models"),
-    "convert": ("qvl.convert", "qvl.runtime.errors", "qvl.runtime.ggml"),
+    "convert": ("qvl.convert", "qvl.runtime.errors", "qvl.runtime.ggml", "qvl.runtime.resources"),
     "models": ("qvl.models", "qvl.runtime.errors"),
     "cli": ("qvl",),
 }
