@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from qvl.runtime.families.qwen2_vl.tower import VisionConfig
 from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.tower import Config
 
 LOW_TOKENS: Final = 256
 BUDGET_SECONDS: Final = 10.0
@@ -53,17 +53,13 @@ class Cost:
     seconds: float | None
 
 
-def work(config: VisionConfig, patches: int) -> float:
+def work(config: Config, patches: int) -> float:
     """Operations to encode a picture, those of attention weighed by their price."""
-    width = config.n_embd
-    products = config.n_layer * (4 * width**2 + 2 * width * config.n_ff)
-    merged = width * config.merge_size**2
-    merger = merged * (merged + config.n_out) / config.merge_size**2
-    attention = config.n_layer * 2 * width * patches
-    return 2.0 * patches * (products + merger + _ATTENTION * attention)
+    operations = config.operations(patches)
+    return operations.products + _ATTENTION * operations.attention
 
 
-def seconds(config: VisionConfig, pace: Pace, tokens: int) -> float:
+def seconds(config: Config, pace: Pace, tokens: int) -> float:
     """Estimated seconds to encode and to read a picture of so many tokens."""
     patches = tokens * config.merge_size**2
     encode = pace.encode_seconds * work(config, patches) / work(config, pace.patches)
@@ -74,7 +70,7 @@ def cost(
     preprocessor: Preprocessor,
     width: int,
     height: int,
-    config: VisionConfig | None = None,
+    config: Config | None = None,
     pace: Pace | None = None,
 ) -> Cost:
     """What a picture of this size, in pixels, takes within the preprocessor's bounds.
@@ -89,7 +85,7 @@ def cost(
     return Cost((wide, tall), tokens, seconds(config, pace, tokens))
 
 
-def affordable_tokens(config: VisionConfig, pace: Pace, budget: float = BUDGET_SECONDS) -> int:
+def affordable_tokens(config: Config, pace: Pace, budget: float = BUDGET_SECONDS) -> int:
     """The most tokens that a budget of seconds pays for, and `LOW_TOKENS` at least.
 
     One of 256, 384, 512, 768, 1024, …, so that a machine that is a little slower today looks at a picture
@@ -106,7 +102,7 @@ def affordable_tokens(config: VisionConfig, pace: Pace, budget: float = BUDGET_S
 def max_pixels(
     detail: Detail,
     preprocessor: Preprocessor,
-    config: VisionConfig,
+    config: Config,
     pace: Pace | None = None,
     *,
     n_ctx: int | None = None,

@@ -21,6 +21,7 @@ from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.prompt.positions import VisionSpan
 from qvl.runtime.vision.cache import EmbeddingCache, embedding_key
 from qvl.runtime.vision.encoder import VisionEmbedding
+from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.preprocess import Patches
 
 MAX_BYTES: Final = 256 << 20
@@ -127,11 +128,10 @@ class EmbeddingStore:
         self._sources[key] = chunk
         if key not in self._units:
             patches = self._prepare(chunk, progress)
-            t, h, w = patches.grid_thw
-            size = self._need_backend().merge_size
+            span = VisionSpan(*merged(patches.grid_thw, self._need_backend().merge_size))
             if sum(p.pixel_values.nbytes for p in self._patches.values()) < self._max_bytes:
                 self._patches[key] = patches
-            self._units[key] = VisionUnit(key, VisionSpan(t, h // size, w // size))
+            self._units[key] = VisionUnit(key, span)
         return self._units[key]
 
     def encode(self, units: Iterable[VisionUnit], progress: Watch | None = None) -> None:

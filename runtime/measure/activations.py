@@ -6,19 +6,17 @@ image encoder alike. Small batches count too: a question after a picture is a sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.families.qwen2_vl.tower import GELU_SCALE
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.imatrix import BLOCK, Entry
 
 _PRODUCT: Final = b"MUL_MAT"
-_QKV: Final = "attn_qkv.weight"
 _LOOKED_UP: Final = "token_embd.weight"  # where this is the head too, its weights must be right by themselves
 
 
@@ -78,23 +76,23 @@ def in_decoder_or_head(name: str) -> bool:
 
 def in_encoder(name: str) -> bool:
     """Weights of the image encoder that are ever quantized."""
-    return name.startswith(("v.blk.", "mm.")) and name.endswith(".weight")
+    return name.startswith(("v.blk.", "v.deepstack.", "mm.", "resampler.")) and name.endswith(".weight")
 
 
-def as_stored(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def as_stored(
+    entries: Mapping[str, Entry], stored: Callable[[str], tuple[Sequence[str], float]]
+) -> dict[str, Entry]:
     """The encoder's statistics by the names of its file, and for activations of their true size.
 
-    In the graph, q, k and v can be one matrix, and the blocks' activations are GELU_SCALE times as large.
+    Args:
+        stored: says of a weight of the graph its names in the file, and by how much its inputs are
+            enlarged (`VisionEncoder.stored`).
     """
-    stored = {}
+    result = {}
     for name, entry in entries.items():
-        if name.startswith("v.blk."):
-            entry = entry / GELU_SCALE**2
-        if name.endswith(_QKV):
-            stored.update({name.replace("attn_qkv", f"attn_{x}"): entry for x in "qkv"})
-        else:
-            stored[name] = entry
-    return stored
+        names, factor = stored(name)
+        result.update(dict.fromkeys(names, entry / factor**2))
+    return result
 
 
 _codes: Final[dict[int, bool]] = {}

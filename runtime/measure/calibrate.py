@@ -122,7 +122,8 @@ def _run(
         reply = pair.greedy(question.units, vectors, room) if room > 0 else []
         sums.paused = False
         pair.decoder.run([*question.units, *reply], vectors)
-        yield sample.name, sums.flush() | as_stored(seen.flush())
+        vision = as_stored(seen.flush(), pair.vision.stored) if pair.vision is not None else {}
+        yield sample.name, sums.flush() | vision
     for i, piece in enumerate(pieces):
         if i + len(plan.samples) >= skip:
             pair.decoder.run(piece, {})

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvl.runtime.errors import InputError
-from qvl.runtime.families.qwen2_vl.tower import CHANNELS, FRAMES_PER_PATCH
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.llama.memory import TextMemory, text_memory
 from qvl.runtime.resources import resident_bytes
 from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.grid import n_patches
 
 USUAL_PIXELS: Final = 1280 * 28 * 28  # 1280 tokens: what a photograph is usually shrunk to
 _FLOAT: Final = 4
+_CHANNELS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def predict_memory(
         max_pixels: largest area, if the file's own bound is not smaller.
 
     Raises:
-        GGUFError: a damaged file, or not of Qwen2-VL.
+        GGUFError: a damaged file, or one of an unknown family.
         InputError: a picture of an impossible size.
     """
     text = text_memory(files.text, n_ctx=n_ctx)
@@ -74,21 +75,19 @@ def predict_memory(
         preprocessor = encoder.preprocessor
         width, height = image_size or _largest(min(max_pixels, preprocessor.max_pixels), preprocessor.factor)
         height, width = preprocessor.size(height, width)
-        patch, merge = preprocessor.patch_size, preprocessor.merge_size
-        grid = (1, height // patch, width // patch)
-        n_patches = grid[1] * grid[2]
-        row = CHANNELS * FRAMES_PER_PATCH * patch**2 * _FLOAT
+        grid = preprocessor.grid(height, width)
+        patches = n_patches(grid)
         compute = encoder.planned_bytes(grid)
         if encoder.precision == "bfloat16":
-            compute += 2 * 2 * n_patches * encoder.config.n_embd  # the kernels' copy of keys and values
+            compute += 2 * 2 * patches * encoder.config.n_embd  # the kernels' copy of keys and values
         return Memory(
             resident_bytes(),
             text,
             encoder.weight_bytes,
             compute,
-            picture=n_patches * row + height * width * CHANNELS * _FLOAT,
+            picture=patches * encoder.config.n_patch_in * _FLOAT + height * width * _CHANNELS * _FLOAT,
             image_size=(width, height),
-            image_tokens=n_patches // merge**2,
+            image_tokens=preprocessor.n_tokens(height, width),
         )
 
 

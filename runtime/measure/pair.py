@@ -23,6 +23,7 @@ from qvl.runtime.measure.samples import Sample
 from qvl.runtime.prompt.chatml import ChatTemplate, TextChunk
 from qvl.runtime.prompt.positions import VisionSpan
 from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.image import open_image
 from qvl.runtime.vision.preprocess import Patches
 
@@ -123,9 +124,8 @@ class Pair:
                 raise InputError(f"{self.files.text}: has no mmproj, so that no picture can be shown to it")
             key = source_key(chunk)
             patches[key] = self.vision.preprocessor.image(open_image(chunk.source))
-            t, h, w = patches[key].grid_thw
-            merge = self.vision.preprocessor.merge_size
-            units.append(VisionUnit(key, VisionSpan(t, h // merge, w // merge)))
+            span = VisionSpan(*merged(patches[key].grid_thw, self.vision.preprocessor.merge_size))
+            units.append(VisionUnit(key, span))
         question = Question(sample, tuple(units), patches)
         if question.n_cells >= self.decoder.n_ctx:
             raise InputError(

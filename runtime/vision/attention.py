@@ -7,14 +7,12 @@ Each takes q, k, v as [head_dim, n_head, n] and runs of equal segments, and give
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.graph import Tensor
-
-Runs = Sequence[tuple[int, int]]  # (number of segments, patches in each)
+from qvl.runtime.vision.grid import Runs
 
 
 class Attention(Protocol):

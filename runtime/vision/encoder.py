@@ -7,28 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.families.qwen2_vl import tower as qwen2_vl
-from qvl.runtime.families.qwen2_vl.tower import VisionConfig
+from qvl.runtime.errors import GGUFError
+from qvl.runtime.families.table import FAMILIES, Family, of_projector
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, find_device
-from qvl.runtime.ggml.gguf import read_gguf
+from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.ggml.graph import Graph, get_data, set_data
 from qvl.runtime.ggml.scheduler import Observer, Runner
 from qvl.runtime.ggml.weights import Weights
 from qvl.runtime.native import kernels
 from qvl.runtime.resources import default_threads
-from qvl.runtime.vision import tensors
 from qvl.runtime.vision.attention import Attention, FlashAttention, TiledAttention
 from qvl.runtime.vision.frames import VideoSource
+from qvl.runtime.vision.grid import Grid, merged, n_patches
 from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.layers import Exact, Fast, Layers
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
-from qvl.runtime.vision.tower import Encoding, Grid
+from qvl.runtime.vision.tower import PIXELS, Config, Encoding, Tower
 from qvl.runtime.vision.video import VideoOptions, load_video
 
 PACK_PATCHES: Final = 4096
@@ -42,12 +42,15 @@ class VisionEmbedding:
     """What the decoder reads in place of a picture or a video.
 
     Attributes:
-        embeddings: float32 [n_tokens, n_embd], in reading order of the merged grid.
+        embeddings: float32 [n_tokens, n_embd_inp], in reading order of the merged grid; with deepstack
+            features after the merger's output.
         grid_thw: temporal patches, rows and columns of patches, before merging.
+        merge_size: patches merged along each side into one token.
     """
 
     embeddings: NDArray[np.float32]
     grid_thw: Grid
+    merge_size: int = 2
 
     @property
     def n_tokens(self) -> int:
@@ -56,8 +59,7 @@ class VisionEmbedding:
     @property
     def merged(self) -> Grid:
         """The grid (t, h, w) of tokens."""
-        t, h, w = self.grid_thw
-        return t, h // 2, w // 2
+        return merged(self.grid_thw, self.merge_size)
 
 
 class VisionEncoder:
@@ -71,8 +73,11 @@ class VisionEncoder:
         precision: "exact" multiplies in the file's types and attends in float32; "auto" takes bfloat16
             kernels where the CPU has them and the file stores no float32 matrices.
 
+    Attributes:
+        family: whose tower it is.
+
     Raises:
-        GGUFError: the file is damaged or not an mmproj of Qwen2-VL.
+        GGUFError: the file is damaged or not an mmproj of a family that is known.
         BackendError: the device has too little memory.
     """
 
@@ -88,10 +93,14 @@ class VisionEncoder:
     ) -> None:
         file = read_gguf(path)
         self.path = file.path
-        self.config = tensors.read_config(file)
-        self.preprocessor = Preprocessor.from_metadata(file.metadata).with_pixels(min_pixels, max_pixels)
+        self.family = _family(file)
+        self._tower: Tower = cast("Tower", self.family.tower)
+        self.config: Config = self._tower.read_config(file)
+        published = self._tower.PREPROCESSOR
+        preprocessor = Preprocessor.from_metadata(file.metadata, published, path=file.path)
+        self.preprocessor = preprocessor.with_pixels(min_pixels, max_pixels)
         self.device = find_device(device)
-        self._weights = tensors.load(file, self.config, self.device)
+        self._weights = self._tower.load(file, self.config, self.device)
         self._threads = threads or default_threads()
         self._runner = Runner(self.device, self._threads, max_nodes=1 << 16)
         self._layers = _layers(precision, self._weights, self.device, self.config)
@@ -110,7 +119,7 @@ class VisionEncoder:
 
     @property
     def n_embd(self) -> int:
-        """Width of an embedding."""
+        """Width of an embedding row."""
         return self.config.n_out
 
     @property
@@ -122,10 +131,14 @@ class VisionEncoder:
         """Memory beside the weights that the last run took."""
         return self._runner.buffer_bytes()
 
+    def stored(self, name: str) -> tuple[Sequence[str], float]:
+        """The file's names of a weight of the graph, and the factor by which its inputs are enlarged."""
+        return self._tower.stored(name)
+
     def planned_bytes(self, grid: Grid) -> int:
         """Memory beside the weights that a picture of this grid would take, found without taking it."""
         with self._lock:
-            encoding = qwen2_vl.build(self.config, self._weights, (grid,), self._layers)
+            encoding = self._tower.build(self.config, self._weights, (grid,), self._layers)
             try:
                 return self._runner.planned_bytes(encoding.graph)
             finally:
@@ -173,10 +186,10 @@ class VisionEncoder:
     ) -> list[VisionEmbedding]:
         """Embeddings of preprocessed pictures and videos; see `encode`."""
         results: list[VisionEmbedding] = []
-        total, done = sum(_n_patches(p.grid_thw) for p in inputs) or 1, 0
+        total, done = sum(n_patches(p.grid_thw) for p in inputs) or 1, 0
         with self._lock:
             for pack in _packs(inputs):
-                size = sum(_n_patches(p.grid_thw) for p in pack)
+                size = sum(n_patches(p.grid_thw) for p in pack)
                 watch = _watcher(progress, done / total, size / total, self.config.n_layer)
                 results += self._run(pack, watch)
                 done += size
@@ -185,20 +198,19 @@ class VisionEncoder:
     def _run(self, pack: Sequence[Patches], watch: Callable[[str], bool] | None) -> list[VisionEmbedding]:
         grids = tuple(p.grid_thw for p in pack)
         encoding = self._encoding(grids)
-        set_data(
-            encoding.pixels,
-            np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values,
-        )
-        set_data(encoding.positions, qwen2_vl.positions(grids))
+        pixels = np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values
+        for name, array in {PIXELS: pixels, **self._tower.inputs(self.config, grids)}.items():
+            set_data(encoding.inputs[name], array)
         self._runner.run(encoding.graph, watch, self.observer)
         rows = get_data(encoding.output)
-        ends = np.cumsum([_n_patches(grid) // self.config.merge_size**2 for grid in grids])
+        size = self.config.merge_size
+        ends = np.cumsum([n_patches(merged(grid, size)) for grid in grids])
         parts = np.split(rows, ends[:-1])
-        return [VisionEmbedding(part, grid) for part, grid in zip(parts, grids, strict=True)]
+        return [VisionEmbedding(part, grid, size) for part, grid in zip(parts, grids, strict=True)]
 
     def _encoding(self, grids: tuple[Grid, ...]) -> Encoding:
         if self._last is None or self._last[0] != grids:
-            encoding = qwen2_vl.build(self.config, self._weights, grids, self._layers)
+            encoding = self._tower.build(self.config, self._weights, grids, self._layers)
             self._forget()
             self._last = (grids, encoding)
         self._runner.prepare(self._last[1].graph)
@@ -225,13 +237,27 @@ class VisionEncoder:
         self.close()
 
 
+def _family(file: GGUFFile) -> Family:
+    """The family of a vision file.
+
+    Raises:
+        GGUFError: another architecture, or an unknown projector.
+    """
+    projector = file.metadata.get("clip.projector_type", file.metadata.get("clip.vision.projector_type"))
+    family = of_projector(projector) if file.architecture == "clip" else None
+    if family is None:
+        known = ", ".join(f"{family.projector!r} ({family.title})" for family in FAMILIES)
+        raise GGUFError(
+            f"{file.path}: architecture {file.architecture or 'none'!r} with projector {projector!r}, "
+            f"expected 'clip' with one of {known}",
+            hint="give the mmproj file that belongs to the model",
+        )
+    return family
+
+
 def _part(progress: Progress | None, start: float, end: float) -> Progress | None:
     """Progress of a part of the work."""
     return None if progress is None else lambda share: progress(start + share * (end - start))
-
-
-def _n_patches(grid: Grid) -> int:
-    return grid[0] * grid[1] * grid[2]
 
 
 def _packs(inputs: Sequence[Patches]) -> Iterator[list[Patches]]:
@@ -239,7 +265,7 @@ def _packs(inputs: Sequence[Patches]) -> Iterator[list[Patches]]:
     pack: list[Patches] = []
     size = 0
     for patches in inputs:
-        n = _n_patches(patches.grid_thw)
+        n = n_patches(patches.grid_thw)
         if pack and size + n > PACK_PATCHES:
             yield pack
             pack, size = [], 0
@@ -257,24 +283,25 @@ def _watcher(
     return lambda layer: progress(start + share * int(layer) / n_layer) is not False
 
 
-def _layers(precision: Precision, weights: Weights, device: Device, config: VisionConfig) -> Layers:
+def _layers(precision: Precision, weights: Weights, device: Device, config: Config) -> Layers:
     found = kernels() if device.is_cpu and precision == "auto" else None
     if found is not None and config.head_dim <= found.max_head and not _stores_float32(weights, config):
         return Fast(weights, found)
     return Exact(weights, _attention(device, config))
 
 
-def _stores_float32(weights: Weights, config: VisionConfig) -> bool:
+def _stores_float32(weights: Weights, config: Config) -> bool:
     names = [f"v.blk.{i}.ffn_up.weight" for i in range(config.n_layer)]
     return any(ggml.tensor(weights[name]).type == ggml.Type.F32 for name in names)
 
 
-def _attention(device: Device, config: VisionConfig) -> Attention:
+def _attention(device: Device, config: Config) -> Attention:
     """Flash attention where the device has it for this head, otherwise tiles."""
     kind = ggml.Type.F32 if device.is_cpu else ggml.Type.F16
+    n_head = config.n_embd // config.head_dim
     graph = Graph(max_nodes=64)
     try:
-        q, k, v = (graph.input(ggml.Type.F32, config.head_dim, 32, config.n_head) for _ in range(3))
+        q, k, v = (graph.input(ggml.Type.F32, config.head_dim, 32, n_head) for _ in range(3))
         node = q.flash_attention(k.cast(kind), v.cast(kind), 1.0)
         has = ggml.lib().ggml_backend_dev_supports_op(device.handle, node.pointer)
     finally:

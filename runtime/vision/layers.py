@@ -14,7 +14,8 @@ from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.graph import Graph, KernelParams, Tensor
 from qvl.runtime.ggml.weights import Weights
 from qvl.runtime.native import Kernels
-from qvl.runtime.vision.attention import Attention, Runs
+from qvl.runtime.vision.attention import Attention
+from qvl.runtime.vision.grid import Runs
 
 
 class Layers(Protocol):

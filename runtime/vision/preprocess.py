@@ -13,13 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from qvl.runtime.errors import GGUFError, ImageError, InputError
+from qvl.runtime.vision.grid import Grid, merged, n_patches
+from qvl.runtime.vision.header import value
 from qvl.runtime.vision.image import MAX_ASPECT_RATIO
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8]
@@ -30,6 +33,17 @@ MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = 16384 * 28 * 28
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+
+_KEYS: Final = {
+    "patch_size": "clip.vision.patch_size",
+    "merge_size": "clip.vision.spatial_merge_size",
+    "temporal_patch_size": "qvl.vision.temporal_patch_size",
+    "min_pixels": "clip.vision.image_min_pixels",
+    "max_pixels": "clip.vision.image_max_pixels",
+    "mean": "clip.vision.image_mean",
+    "std": "clip.vision.image_std",
+}
+_SIDE: Final = "clip.vision.image_size"  # nominal, where pictures keep their aspect ratio
 
 
 def smart_resize(
@@ -90,7 +104,7 @@ class Patches:
     """
 
     pixel_values: NDArray[np.float32]
-    grid_thw: tuple[int, int, int]
+    grid_thw: Grid
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ class Preprocessor:
         temporal_patch_size: frames a patch spans.
         min_pixels, max_pixels: bounds of a picture's area after resizing, in pixels.
         mean, std: of each channel, for samples in [0, 1].
+        side: every picture is stretched to a square of this side, in pixels; 0 keeps the aspect ratio.
     """
 
     patch_size: int = 14
@@ -112,40 +127,35 @@ class Preprocessor:
     max_pixels: int = MAX_PIXELS
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    side: int = 0
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Preprocessor:
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], published: Preprocessor | None = None, *, path: Path | None = None
+    ) -> Preprocessor:
         """Read the parameters from the metadata of an mmproj GGUF.
 
-        Keys that are absent have the values that Qwen publishes: llama.cpp's converter writes neither the
-        bounds nor the temporal patch size for Qwen2-VL.
+        Args:
+            published: the values of keys that are absent. llama.cpp's converter writes neither the bounds
+                nor the temporal patch size for Qwen2-VL.
+            path: the file, for messages.
 
         Raises:
             GGUFError: a value is of the wrong type or out of range.
         """
-        bounded = {  # field: key, least, most
-            "patch_size": ("clip.vision.patch_size", 1, 256),
-            "merge_size": ("clip.vision.spatial_merge_size", 1, 16),
-            "temporal_patch_size": ("qvl.vision.temporal_patch_size", 1, 16),
-            "min_pixels": ("clip.vision.image_min_pixels", 1, 1 << 31),
-            "max_pixels": ("clip.vision.image_max_pixels", 1, 1 << 31),
-        }
+        own = published or cls()
         fields: dict[str, Any] = {}
-        for field, (key, least, most) in bounded.items():
-            value = metadata.get(key)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise GGUFError(f"{key} is {value!r}, expected a whole number from {least} to {most}")
-            fields[field] = value
-        for field, key in (("mean", "clip.vision.image_mean"), ("std", "clip.vision.image_std")):
-            if (value := metadata.get(key)) is not None:
-                fields[field] = _channels(key, value, positive=field == "std")
-        preprocessor = cls(**fields)
+        for field, key in _KEYS.items():
+            if key in metadata:
+                found = value(metadata, key, path=path)
+                fields[field] = tuple(map(float, found)) if isinstance(found, list) else found
+        if own.side and _SIDE in metadata:
+            fields["side"] = value(metadata, _SIDE, path=path)
+        preprocessor = replace(own, **fields)
         if preprocessor.min_pixels > preprocessor.max_pixels:
             raise GGUFError(
-                f"clip.vision.image_min_pixels is {preprocessor.min_pixels}, "
-                f"over image_max_pixels, {preprocessor.max_pixels}"
+                f"{'' if path is None else f'{path}: '}clip.vision.image_min_pixels is "
+                f"{preprocessor.min_pixels}, over image_max_pixels, {preprocessor.max_pixels}"
             )
         return preprocessor
 
@@ -156,9 +166,9 @@ class Preprocessor:
             InputError: a bound under one token's area, or the lower over the upper.
         """
         token = self.factor**2
-        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-            if value is not None and value < token:
-                raise InputError(f"{name} is {value}, expected at least {token}, the area of one token")
+        for name, given in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if given is not None and given < token:
+                raise InputError(f"{name} is {given}, expected at least {token}, the area of one token")
         if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
             raise InputError(f"min_pixels is {min_pixels}, over max_pixels, {max_pixels}")
         low = self.min_pixels if min_pixels is None else min_pixels
@@ -174,14 +184,20 @@ class Preprocessor:
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) in pixels to which a picture of this size is resized; see `smart_resize`."""
+        if self.side:
+            return self.side, self.side
         return smart_resize(
             height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
         )
 
+    def grid(self, height: int, width: int) -> Grid:
+        """The grid in patches of a picture of this size in pixels, after resizing."""
+        h, w = self.size(height, width)
+        return 1, h // self.patch_size, w // self.patch_size
+
     def n_tokens(self, height: int, width: int) -> int:
         """Tokens that a picture of this size, in pixels, takes in the prompt."""
-        h, w = self.size(height, width)
-        return (h // self.factor) * (w // self.factor)
+        return n_patches(merged(self.grid(height, width), self.merge_size))
 
     def resize(self, picture: Picture, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Resize to (height, width) in pixels, by default to `self.size` of it: uint8 [h, w, 3].
@@ -253,14 +269,3 @@ class Preprocessor:
                 for slot in range(tp)[slots]:
                     out[i // tp, row, :, :, slot] = values
         return Patches(out.reshape(t * h * w, 3 * tp * p * p), (t, h, w))
-
-
-def _channels(key: str, value: Any, *, positive: bool) -> tuple[float, float, float]:
-    """Check a metadata value that should be one finite number a channel."""
-    try:
-        r, g, b = (float(x) for x in value)
-    except (TypeError, ValueError) as error:
-        raise GGUFError(f"{key} is {value!r}, expected three numbers") from error
-    if not all(math.isfinite(x) and (x > 0 or not positive) for x in (r, g, b)):
-        raise GGUFError(f"{key} is {value!r}, expected three {'positive ' if positive else ''}finite numbers")
-    return r, g, b

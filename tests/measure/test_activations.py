@@ -40,7 +40,8 @@ def observed(
         pair.encode(question)
         decoder.flush()
         pair.decoder.run(TOKENS, {})
-    return decoder.entries, as_stored(encoder.entries), question
+        entries = as_stored(encoder.entries, pair.vision.stored)
+    return decoder.entries, entries, question
 
 
 def test_every_matrix_is_seen_with_every_input(tiny_model: Converted) -> None:

@@ -23,6 +23,7 @@ from qvl.runtime.ggml import library as ggml
 from qvl.runtime.native import kernels
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
 from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.grid import segments
 from qvl.runtime.vision.layers import Exact
 from qvl.runtime.vision.preprocess import Patches
 
@@ -174,7 +175,7 @@ def test_positions_follow_merge_order(merged: list[tuple[int, int, int]]) -> Non
     n = len(expected)
     assert list(zip(found[:n].tolist(), found[n : 2 * n].tolist(), strict=True)) == expected
     assert not found[2 * n :].any()
-    assert sum(count * size for count, size in qwen2_vl.segments(grids)) == n
+    assert sum(count * size for count, size in segments(grids)) == n
 
 
 def test_memory_is_linear_in_patches(encoder: VisionEncoder) -> None:

@@ -9,23 +9,41 @@ Reference: transformers, models/qwen2_vl/modeling_qwen2_vl.py, Qwen2VisionTransf
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.devices import Device
+from qvl.runtime.ggml.gguf import GGUFFile
 from qvl.runtime.ggml.graph import Graph, Tensor
-from qvl.runtime.ggml.weights import Weights
+from qvl.runtime.ggml.weights import Array, Weights
+from qvl.runtime.vision.grid import Grid, segments
 from qvl.runtime.vision.layers import Layers
-from qvl.runtime.vision.tower import Encoding, Grid, segments
+from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.tensors import (
+    Tensors,
+    check_heads,
+    check_merge,
+    checked,
+    float32,
+    join_qkv,
+    patch_matrix,
+    setting,
+    split_qkv,
+    tensor,
+)
+from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
 
-PROJECTOR: Final = "qwen2vl_merger"
+PREPROCESSOR: Final = Preprocessor()
 FRAMES_PER_PATCH: Final = 2
 CHANNELS: Final = 3
+PATCH_KERNELS: Final = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 # gelu_quick(x) is silu(1.702 x) / 1.702: with everything in the blocks 1.702 times as large, which costs
 # nothing (norms, biases and the patch embedding carry the factor), silu gives the next layer its input.
 # ggml's gelu_quick rounds to float16 through a table; its silu is float32 and vectorized.
@@ -62,6 +80,14 @@ class VisionConfig:
         """Values of a patch: 3 channels × 2 frames × patch_size²."""
         return CHANNELS * FRAMES_PER_PATCH * self.patch_size**2
 
+    def operations(self, patches: int) -> Operations:
+        """The work of encoding one picture of so many patches."""
+        width = self.n_embd
+        products = self.n_layer * (4 * width**2 + 2 * width * self.n_ff)
+        group = width * self.merge_size**2
+        merger = group * (group + self.n_out) / self.merge_size**2
+        return Operations(2.0 * patches * (products + merger), 4.0 * self.n_layer * width * patches**2)
+
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape, rows first, of every tensor that the graph reads."""
         d, inner, p = self.n_embd, self.n_ff, self.patch_size
@@ -86,6 +112,80 @@ class VisionConfig:
             yield f"{name}.bias", (rows,)
 
 
+def read_config(file: GGUFFile) -> VisionConfig:
+    """The tower's dimensions, from the metadata and, where old files lie, from the shapes.
+
+    Raises:
+        GGUFError: a missing key, or an impossible value.
+    """
+    n_embd = setting(file, "embedding_length")
+    n_head = setting(file, "attention.head_count")
+    check_heads(file, n_embd, n_head)
+    return VisionConfig(
+        n_layer=setting(file, "block_count"),
+        n_embd=n_embd,
+        # feed_forward_length is the decoder's width in files of llama.cpp's converter
+        n_ff=tensor(file, "v.blk.0.ffn_up.weight").n_elements // n_embd,
+        n_head=n_head,
+        n_out=tensor(file, "mm.2.weight").shape[0],
+        patch_size=setting(file, "patch_size"),
+        merge_size=check_merge(file, setting(file, "spatial_merge_size", 2)),
+        eps=float(setting(file, "attention.layer_norm_epsilon", 1e-6)),
+    )
+
+
+def load(file: GGUFFile, config: VisionConfig, device: Device) -> Weights:
+    """The tower's weights on a device: matrices as stored, vectors and patch embedding in float32.
+
+    Where a block's q, k and v lie one after the other in one type they become a single `attn_qkv`,
+    one product in place of three.
+
+    Raises:
+        GGUFError: tensors are missing or have another shape or type; the message names them.
+        BackendError: the device has too little memory.
+    """
+    found = checked(file, _modern(dict(file.tensors), config), dict(config.shapes()), PATCH_KERNELS)
+    joined = [join_qkv(found, f"v.blk.{i}.attn_") for i in range(config.n_layer)]
+    patch = patch_matrix(file, *(found.pop(name) for name in PATCH_KERNELS)) * np.float32(GELU_SCALE)
+    computed = {PATCH_KERNELS[0]: Array(patch)}
+    for name in [n for n, t in found.items() if len(t.shape) == 1]:
+        factor = GELU_SCALE if name.startswith("v.blk.") else 1.0
+        computed[name] = Array(float32(file, found.pop(name)) * np.float32(factor))
+    for prefix in itertools.chain.from_iterable(joined):
+        parts = [computed.pop(f"{prefix}{x}.bias").data for x in "qkv"]
+        computed[f"{prefix}qkv.bias"] = Array(np.concatenate(parts))
+    return Weights(file, found, computed, device)
+
+
+def _modern(tensors: Tensors, config: VisionConfig) -> Tensors:
+    """Old and other layouts made to look like the one that is written today."""
+    for i in range(config.n_layer):
+        up, down = f"v.blk.{i}.ffn_up", f"v.blk.{i}.ffn_down"
+        if down + ".bias" in tensors and tensors[down + ".bias"].shape == (config.n_ff,) != (config.n_embd,):
+            for part in (".weight", ".bias"):
+                tensors[up + part], tensors[down + part] = tensors[down + part], tensors[up + part]
+        split_qkv(tensors, f"v.blk.{i}.attn_")
+    return tensors
+
+
+def stored(name: str) -> tuple[Sequence[str], float]:
+    """The names in the file of a weight of the graph, and the factor by which its inputs are enlarged."""
+    factor = GELU_SCALE if name.startswith("v.blk.") else 1.0
+    return split_names(name), factor
+
+
+def split_names(name: str) -> Sequence[str]:
+    """A weight's names in the file: q, k and v of a block can be one matrix in the graph."""
+    if "attn_qkv" in name:
+        return [name.replace("attn_qkv", f"attn_{x}") for x in "qkv"]
+    return [name]
+
+
+def inputs(config: VisionConfig, grids: Sequence[Grid]) -> dict[str, NDArray[Any]]:
+    """The graph's inputs beside the pixels."""
+    return {"positions": positions(grids, config.merge_size)}
+
+
 def positions(grids: Sequence[Grid], merge: int = 2) -> NDArray[np.int32]:
     """Row and column of every patch, in merge order, as ggml's vision rotary wants them.
 
@@ -107,7 +207,7 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     """The graph for pictures of these grids, packed one after the other.
 
     Args:
-        weights: as `tensors.load` gives them, with GELU_SCALE folded in.
+        weights: as `load` gives them, with GELU_SCALE folded in.
         layers: how its layers are made.
     """
     runs = segments(grids)
@@ -148,4 +248,4 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     merge = config.merge_size**2
     x = layers.norm(g, x, "v.post_ln", eps, then="mm.0").reshape(config.n_embd * merge, n // merge)
     x = layers.linear(g, layers.linear(g, x, "mm.0").gelu(), "mm.2")
-    return Encoding(g, pixels, where, g.output(x))
+    return Encoding(g, {PIXELS: pixels, "positions": where}, g.output(x))

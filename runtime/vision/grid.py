@@ -1,0 +1,33 @@
+"""Grids of patches and of tokens, and the segments within which patches attend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Grid = tuple[int, int, int]  # temporal patches, rows of patches, columns of patches
+Runs = Sequence[tuple[int, int]]  # (number of segments, patches in each)
+
+
+def n_patches(grid: Grid) -> int:
+    """Patches of a grid."""
+    return grid[0] * grid[1] * grid[2]
+
+
+def merged(grid: Grid, merge_size: int) -> Grid:
+    """The grid of tokens that a grid of patches becomes, `merge_size`² patches to a token."""
+    t, h, w = grid
+    return t, h // merge_size, w // merge_size
+
+
+def segments(grids: Sequence[Grid]) -> list[tuple[int, int]]:
+    """Runs of (number of segments, patches in each) with neighbours of one size joined.
+
+    A segment is one temporal patch of a picture or video: attention never crosses its border.
+    """
+    runs: list[tuple[int, int]] = []
+    for t, h, w in grids:
+        if runs and runs[-1][1] == h * w:
+            runs[-1] = (runs[-1][0] + t, h * w)
+        else:
+            runs.append((t, h * w))
+    return runs
