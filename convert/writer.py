@@ -1,32 +1,31 @@
-"""GGUF files written in place of nothing: a temporary name first, the real one at the end.
+"""Writes the GGUF files of a conversion: under temporary names first, renamed together at the end.
 
-The header (gguf package) knows every size before the first weight is read, so that tensor data can be
-written in any order by any thread. Whatever goes wrong, and an interrupt too, leaves no file behind.
+The header (gguf package) knows every size before the first weight is read, so tensor data can be written in
+any order by any thread. Any failure, an interrupt included, leaves no file behind.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import gguf
 import numpy as np
 
 from qvl.convert.metadata import Metadata, Value
 from qvl.convert.recipe import Planned
+from qvl.runtime.atomic import create_temporary, put_all_in_place, remove_leftovers, sync, write_error
 from qvl.runtime.errors import OutputError
+from qvl.runtime.locks import Lock
 
 ALIGNMENT: Final = 32  # GGUF_DEFAULT_ALIGNMENT
 HEADER_ROOM: Final = 16 << 20  # a Qwen2 vocabulary takes six megabytes
-PARTIAL: Final = ".partial"
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OutputFile:
@@ -39,10 +38,9 @@ class OutputFile:
 
     def __init__(self, path: Path, arch: str, metadata: Metadata, tensors: Sequence[Planned]) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}{PARTIAL}")
         self.offsets: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._file = self._open()
+        self._file, self.temporary = create_temporary(path)
         try:
             self._write_header(arch, metadata, tensors)
         except BaseException:
@@ -68,7 +66,7 @@ class OutputFile:
     def finish(self) -> None:
         """Make the content durable; the file still has its temporary name."""
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
         self._file.close()
 
     def discard(self) -> None:
@@ -76,26 +74,7 @@ class OutputFile:
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
-            self.partial.unlink(missing_ok=True)
-
-    def _open(self) -> BinaryIO:
-        # Not truncated on opening: another process may be writing it, which only the lock tells.
-        number = os.open(self.partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        file = os.fdopen(number, "r+b")
-        try:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows does not let two processes open it for writing
-            pass
-        except OSError as error:
-            file.close()
-            raise OutputError(
-                f"{self.path}: is being written by another process",
-                hint="wait for it, or choose another folder",
-            ) from error
-        file.truncate(0)  # left by a process that was killed
-        return file
+            self.temporary.unlink(missing_ok=True)
 
     def _write_header(self, arch: str, metadata: Metadata, tensors: Sequence[Planned]) -> None:
         logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
@@ -139,19 +118,23 @@ def output_files(
     paths = [path for path, *_ in wanted]
     check_outputs(paths, sum(file_size(tensors) for *_, tensors in wanted), force=force)
     files: list[OutputFile] = []
-    try:
-        for path, arch, metadata, tensors in wanted:
-            files.append(OutputFile(path, arch, metadata, tensors))
-        yield files
-        for file in files:
-            file.finish()
-        for file in files:
-            file.partial.replace(file.path)
-    except OSError as error:
-        raise _output_error(error, paths[0].parent) from error
-    finally:
-        for file in files:
-            file.discard()
+    with ExitStack() as locks:
+        for path in paths:
+            locks.enter_context(Lock(path))
+        _refuse_existing(paths, force)  # again: the run that held the lock may have written them
+        try:
+            for path, arch, metadata, tensors in wanted:
+                remove_leftovers(path)
+                files.append(OutputFile(path, arch, metadata, tensors))
+            yield files
+            for file in files:
+                file.finish()
+            put_all_in_place([(file.temporary, file.path) for file in files])
+        except OSError as error:
+            raise write_error(Path(error.filename or paths[0].parent), error) from error
+        finally:
+            for file in files:
+                file.discard()
 
 
 def check_outputs(paths: Sequence[Path], nbytes: int, *, force: bool) -> None:
@@ -160,15 +143,13 @@ def check_outputs(paths: Sequence[Path], nbytes: int, *, force: bool) -> None:
     Raises:
         OutputError: a path exists (unless force), its folder cannot be made, or has less than nbytes free.
     """
-    for path in paths:
-        if path.is_dir() or (path.exists() and not force):
-            raise OutputError(f"{path}: exists", hint="use --force to overwrite it, or choose another folder")
+    _refuse_existing(paths, force)
     folder = paths[0].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _output_error(error, folder) from error
+        raise write_error(Path(error.filename or folder), error) from error
     if free < nbytes:
         raise OutputError(
             f"{folder}: {readable(nbytes)} needed, {readable(free)} free",
@@ -186,12 +167,10 @@ def readable(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:.0f} MB"
 
 
-def _output_error(error: OSError, folder: Path) -> OutputError:
-    if error.errno in _FULL:
-        return OutputError(
-            f"{folder}: the disk is full", hint="free some space and run again; nothing was left behind"
-        )
-    return OutputError(f"{error.filename or folder}: cannot be written: {error.strerror or error}")
+def _refuse_existing(paths: Sequence[Path], force: bool) -> None:
+    for path in paths:
+        if path.is_dir() or (path.exists() and not force):
+            raise OutputError(f"{path}: exists", hint="use --force to overwrite it, or choose another folder")
 
 
 def _padded(n: int) -> int:

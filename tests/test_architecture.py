@@ -19,7 +19,14 @@ MAX_LINES = 400
 # What a package may import of qvl; a prefix allows all below it.
 ALLOWED = {
     "runtime": ("qvl.runtime", "qvl.models"),
-    "convert": ("qvl.convert", "qvl.runtime.errors", "qvl.runtime.ggml", "qvl.runtime.resources"),
+    "convert": (
+        "qvl.convert",
+        "qvl.runtime.errors",
+        "qvl.runtime.ggml",
+        "qvl.runtime.resources",
+        "qvl.runtime.atomic",
+        "qvl.runtime.locks",
+    ),
     "models": ("qvl.models", "qvl.runtime.errors"),
     "cli": ("qvl",),
 }

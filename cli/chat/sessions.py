@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.runtime.errors import FormatError, InputError, OutputError
+from qvl.runtime.atomic import PRIVATE, write_error, write_whole
+from qvl.runtime.errors import FormatError, InputError
 from qvl.runtime.files import as_json, expanded, state_dir
 
 VERSION: Final = 1
@@ -39,7 +39,7 @@ def session_path(name: str) -> Path:
 
 
 def save(name: str, saved: Saved) -> Path:
-    """Write a session, by a temporary file, so that an interrupt leaves the old one whole.
+    """Write a session whole or not at all, readable by its owner alone.
 
     Raises:
         OutputError: it cannot be written there.
@@ -55,14 +55,9 @@ def save(name: str, saved: Saved) -> Path:
     }
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said of pictures is private
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as f:
-            f.write(f"{as_json(content, indent=2)}\n")
-        Path(f.name).replace(path)
+        write_whole(path, f"{as_json(content, indent=2)}\n", mode=PRIVATE)
     except OSError as e:
-        hint = "/save PATH chooses another place"
-        raise OutputError(f"{path}: cannot be written: {e.strerror}", hint=hint) from e
+        raise write_error(path, e, hint="/save PATH chooses another place") from e
     return path
 
 

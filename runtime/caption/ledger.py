@@ -12,7 +12,6 @@ the pass is the part of the file from the offset at which it began.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from qvl.runtime.atomic import (
+    create_temporary,
+    put_in_place,
+    remove_leftovers,
+    sync,
+    sync_folder,
+    write_error,
+)
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import Settings, changes
 from qvl.runtime.caption.state import Mode, State, StateFile
@@ -71,6 +78,7 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._beside = StateFile(self.path.with_name(f"{self.path.name}.qvl"), path)
         try:
+            remove_leftovers(self.path)
             with _naming(path):
                 self._file: BinaryIO = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: PTH123, SIM115
             try:
@@ -155,7 +163,7 @@ class Ledger:
         start = self._end
         try:
             _write_all(self._file, start, b"".join(lines))
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
         except OSError as e:
             with contextlib.suppress(OSError):
                 self._file.truncate(start)
@@ -191,8 +199,8 @@ class Ledger:
                 self._file.truncate(end)
             if size > end:
                 self.notes.append(f"a torn last line ({size - end} bytes) was removed; it is done again")
-            os.fsync(self._file.fileno())
-            _sync_folder(self.path.parent)
+            sync(self._file.fileno())
+            sync_folder(self.path.parent)
         self._end = end
 
     def _check_settings(self, settings: Settings, accept_changes: bool) -> None:
@@ -223,26 +231,34 @@ class Ledger:
             self._write_state(replace(self._state, pass_mode=None, finishing=False))
 
     def _compact(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.part")
         try:
-            with temporary.open("wb") as out:
-                out.write(self._table.header)
-                for record in self.records():
-                    out.write(self._table.encode(record))
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(self.path)
-            _sync_folder(self.path.parent)
+            self._rewrite()
         except OSError as e:
-            temporary.unlink(missing_ok=True)
             raise _failed(self._name, e, len(self._latest)) from e
-        self._file.close()
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: PTH123, SIM115
         self._latest.clear()
         self._by_content.clear()
         self._superseded = False
         self._write_state(replace(self._state, pass_mode=None, finishing=False, pass_start=0))
         self._repair()
+
+    def _rewrite(self) -> None:
+        """Replace the file by one that holds the latest record of every picture."""
+        file, temporary = create_temporary(self.path)
+        try:
+            with file:
+                file.write(self._table.header)
+                for record in self.records():
+                    file.write(self._table.encode(record))
+                file.flush()
+                sync(file.fileno())
+            self._file.close()  # Windows replaces no file that is open
+            try:
+                put_in_place(temporary, self.path)
+            finally:
+                self._file = open(self.path, "r+b", buffering=0)  # noqa: PTH123, SIM115
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def close(self, *, clean: bool = True) -> None:
         """Release the file for other runs; what was appended stays whatever happens here.
@@ -281,16 +297,6 @@ def _write_all(file: BinaryIO, offset: int, data: bytes) -> None:
         view = view[file.write(view) or 0 :]
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a file's name durable, where the system lets folders be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
@@ -300,10 +306,4 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _failed(path: Path, error: OSError, n_safe: int | None) -> OutputError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    what = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
-    safe = f"; {n_safe} records are safe" if n_safe is not None else ""
-    hint = (
-        "free some space, then run the same command again" if full else "check the path and its permissions"
-    )
-    return OutputError(f"{path}: {what}{safe}", hint=hint)
+    return write_error(path, error, note="" if n_safe is None else f"; {n_safe} records are safe")

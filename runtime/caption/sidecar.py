@@ -6,16 +6,16 @@ So after a crash the last records are held against their files, and what is miss
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from qvl.runtime.atomic import write_error, write_whole
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
-from qvl.runtime.errors import InputError, OutputError
+from qvl.runtime.errors import InputError
 from qvl.runtime.vision.kind import kind_of
 
 LEDGER_NAME: Final = ".qvl-caption.jsonl"
@@ -75,19 +75,12 @@ class Sidecars:
         if record.caption is None:
             return
         path = self.path(item)
-        temporary = path.with_name(f".{path.name[:50]}.part")  # a name may be as long as names can be
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as out:
-                out.write(text_of(record))
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(path)
+            write_whole(path, text_of(record))
         except OSError as e:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             hint = "free some space or change the permissions, then run the same command again"
-            raise OutputError(f"{path}: cannot be written: {e.strerror or e}", hint=hint) from e
+            raise write_error(path, e, hint=hint) from e
 
     def restore(self, items: Iterable[Item], records: Iterable[Record]) -> int:
         """Write the files of records that a crash has kept from being written; how many they were."""

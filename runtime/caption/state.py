@@ -8,26 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from qvl.runtime.atomic import sync
 from qvl.runtime.caption.settings import Settings
-from qvl.runtime.errors import FormatError, OutputError
+from qvl.runtime.errors import FormatError
+from qvl.runtime.locks import Lock
 
 Mode: TypeAlias = Literal["skip", "retry-errors", "overwrite", "append", "prepend"]
 FORMAT: Final = 1
-
-if sys.platform == "win32":  # there, to keep two runs apart is the user's part
-
-    def _lock(handle: int) -> None:
-        pass
-else:
-    import fcntl
-
-    def _lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @dataclass(frozen=True)
@@ -49,31 +40,25 @@ class State:
 
 
 class StateFile:
-    """A file that one process at a time has open.
-
-    The lock is the kernel's (`flock`), so it goes with the process, however that ends.
+    """The file beside the results, locked for this run until `close`.
 
     Args:
         path: the file; made if it is not there.
-        name: of the results, for the message.
+        name: of the results, for messages.
 
     Raises:
-        OutputError: another process has it. OSError: it cannot be opened.
+        OutputError: another process has it, or its folder cannot be written. OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path, name: Path) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._lock = Lock(path, name)
         try:
-            _lock(self._handle)
-        except BlockingIOError as e:
-            os.close(self._handle)
-            raise OutputError(
-                f"{name}: another run is writing to it",
-                hint="wait for it or stop it (Ctrl-C), or choose another output with -o",
-            ) from e
-        except OSError:
-            pass  # a file system without locks, as some network mounts are
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._handle = os.open(path, flags, 0o666)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def read(self) -> State:
         """The last state that was written whole.
@@ -101,8 +86,9 @@ class StateFile:
         """Add a state, durably. Raises OSError."""
         line = json.dumps({"qvl_caption": FORMAT, "pid": os.getpid(), **asdict(state)}, ensure_ascii=False)
         os.write(self._handle, f"\n{line}\n".encode())  # the line before may be torn
-        os.fsync(self._handle)
+        sync(self._handle)
 
     def close(self) -> None:
         """Let others in."""
         os.close(self._handle)
+        self._lock.release()

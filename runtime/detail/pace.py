@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.atomic import write_whole
 from qvl.runtime.detail.cost import Pace
 from qvl.runtime.files import default_directory, file_identity
 from qvl.runtime.llama.context import Context
@@ -69,9 +69,7 @@ def keep_pace(model: Model, pace: Pace, path: Path | None = None) -> None:
     path = path or _default_path()
     with suppress(OSError):  # without a place to keep it, it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps({**_read(path), _key(model): asdict(pace)}, indent=1), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps({**_read(path), _key(model): asdict(pace)}, indent=1))
 
 
 def _default_path() -> Path:

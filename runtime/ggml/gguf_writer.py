@@ -1,6 +1,6 @@
-"""Writing GGUF files whose data is at hand already: statistics, and parts of two files made one.
+"""Writes GGUF files whose data is at hand: importance matrices, and files spliced from two others.
 
-(A checkpoint's conversion streams and has a writer of its own, qvl.convert.writer.)
+(A checkpoint's conversion streams its tensors and has its own writer, qvl.convert.writer.)
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from qvl.runtime.errors import OutputError
+from qvl.runtime.atomic import replacing, write_error
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
 
@@ -28,7 +27,7 @@ def write_gguf(
     tensors: Iterable[tuple[TensorInfo, memoryview]],
     base: GGUFFile | None = None,
 ) -> None:
-    """Write a file under a temporary name and rename it: whoever reads the path sees all of it or none.
+    """Write a file that appears whole or not at all.
 
     Args:
         metadata: added to that of `base`; numbers become uint32.
@@ -39,23 +38,15 @@ def write_gguf(
         OutputError: the disk is full, or the folder cannot be written.
     """
     entries = list(tensors)
-    partial = path.with_name(f".{path.name}.partial")
+    header = _header(metadata, [info for info, _ in entries], base)
     try:
-        _write_header(partial, metadata, [info for info, _ in entries], base)
-        with partial.open("ab") as file:
+        with replacing(path) as file:
+            file.write(header)
             for _, data in entries:
                 file.write(data)
                 file.write(bytes(-len(data) % _ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}", hint="check the folder and the free space"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        raise write_error(path, error) from error
 
 
 def splice(base: GGUFFile, donor: GGUFFile, taken: Callable[[str], bool], path: Path) -> None:
@@ -75,9 +66,7 @@ def splice(base: GGUFFile, donor: GGUFFile, taken: Callable[[str], bool], path: 
     write_gguf(path, {}, entries, base)
 
 
-def _write_header(
-    path: Path, metadata: Mapping[str, Value], tensors: list[TensorInfo], base: GGUFFile | None
-) -> None:
+def _header(metadata: Mapping[str, Value], tensors: list[TensorInfo], base: GGUFFile | None) -> bytes:
     lib = ggml.lib()
     out = lib.gguf_init_empty()
     context = lib.ggml_init(ggml.InitParams(lib.ggml_tensor_overhead() * (len(tensors) + 1), None, True))
@@ -93,8 +82,9 @@ def _write_header(
             tensor = lib.ggml_new_tensor(context, int(info.type), len(info.shape), ctypes.addressof(ne))
             lib.ggml_set_name(tensor, info.name.encode())
             lib.gguf_add_tensor(out, tensor)
-        if not lib.gguf_write_to_file(out, os.fsencode(path), True):
-            raise OSError(0, "the header cannot be written", str(path))
+        data = ctypes.create_string_buffer(lib.gguf_get_meta_size(out))
+        lib.gguf_get_meta_data(out, ctypes.addressof(data))
+        return data.raw
     finally:
         lib.ggml_free(context)
         lib.gguf_free(out)

@@ -163,7 +163,8 @@ void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * 
 void gguf_set_arr_str(struct gguf_context * ctx, const char * key, const char * const * data, size_t n);
 void gguf_set_kv(struct gguf_context * ctx, const struct gguf_context * src);
 void gguf_add_tensor(struct gguf_context * ctx, const struct ggml_tensor * tensor);
-bool gguf_write_to_file(const struct gguf_context * ctx, const char * fname, bool only_meta);
+size_t gguf_get_meta_size(const struct gguf_context * ctx);
+void gguf_get_meta_data(const struct gguf_context * ctx, void * data);
 """
 
 

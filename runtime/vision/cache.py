@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import struct
 import threading
 import time
@@ -29,6 +28,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.atomic import PRIVATE, replacing
 from qvl.runtime.vision.preprocess import Patches
 
 Grid: TypeAlias = tuple[int, int, int]
@@ -213,14 +213,11 @@ class EmbeddingCache:
         parts = _encode(key, values, grid)
         if sum(map(len, parts)) > self._max_bytes:
             return
-        temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.tmp")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in pictures is private
-            with temporary.open("xb") as file:
+            with replacing(path, mode=PRIVATE, durable=False) as file:  # a checksum tells a torn one
                 file.writelines(parts)
-            temporary.replace(path)
         except OSError:  # a full or read-only disk
-            _remove(temporary)
             return
         self._evict()
 
@@ -243,7 +240,7 @@ class EmbeddingCache:
         try:
             with os.scandir(self._directory) if self._directory else contextlib.nullcontext(()) as entries:
                 for entry in entries:
-                    ours = _KEY.fullmatch(entry.name.removesuffix(_SUFFIX)) or entry.name.endswith(".tmp")
+                    ours = _KEY.fullmatch(entry.name.removesuffix(_SUFFIX)) or entry.name.endswith(".part")
                     with contextlib.suppress(OSError):  # removed since by another process
                         if ours and entry.is_file(follow_symlinks=False):
                             stat = entry.stat(follow_symlinks=False)

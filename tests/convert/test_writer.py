@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from support.checkpoint import Shape, Style, write_checkpoint
 from qvl.convert import Converted, convert, writer
 from qvl.convert.recipe import TEXT_RECIPES
 from qvl.runtime.errors import InputError, OutputError, QvlError
+from qvl.runtime.locks import Lock
 
 
 def listing(folder: Path) -> list[str]:
@@ -122,19 +123,57 @@ def test_without_pwrite_the_result_is_the_same(
     assert done.mmproj.read_bytes() == tiny_model.mmproj.read_bytes()
 
 
-def test_a_second_writer_is_refused_and_a_dead_ones_file_taken_over(
+def test_a_second_writer_is_refused_and_a_dead_ones_files_are_removed(
     tiny_checkpoint: Path, tiny_model: Converted, tmp_path: Path
 ) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    left = tmp_path / ".tiny-F32.gguf.partial"
+    left = tmp_path / f".tiny-F32.gguf.{'0a' * 8}.part"
     left.write_bytes(b"x" * 10_000_000)
-    with left.open("rb+") as file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="being written by another process"):
-            convert(tiny_checkpoint, tmp_path, "f32", "f32")
-        assert left.stat().st_size == 10_000_000
+    with (
+        Lock(tmp_path / "tiny-F32.gguf"),
+        pytest.raises(OutputError, match=r"tiny-F32\.gguf: another run is writing to it"),
+    ):
+        convert(tiny_checkpoint, tmp_path, "f32", "f32")
+    assert left.stat().st_size == 10_000_000
     done = convert(tiny_checkpoint, tmp_path, "f32", "f32")
     assert done.text.read_bytes() == tiny_model.text.read_bytes()
+    assert listing(tmp_path) == ["mmproj-tiny-F32.gguf", "tiny-F32.gguf"]
+
+
+def test_the_lock_is_held_until_after_the_rename(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = writer.put_all_in_place, []
+
+    def put_all_in_place(pairs: Sequence[tuple[Path, Path]]) -> None:
+        for step in (lambda: None, lambda: real(pairs)):
+            step()
+            with pytest.raises(OutputError, match="another run"):
+                Lock(pairs[1][1])
+            refused.append(step)
+
+    monkeypatch.setattr(writer, "put_all_in_place", put_all_in_place)
+    convert(tiny_checkpoint, tmp_path, "f32", "f32")
+    assert len(refused) == 2
+
+
+def test_a_rename_that_fails_leaves_no_mixed_pair(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = convert(tiny_checkpoint, tmp_path, "f32", "f32")
+    for path in (done.text, done.mmproj):
+        path.write_bytes(b"old " + path.name.encode())
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target) == done.mmproj and Path(source).stat().st_size > 1000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OutputError, match="cannot be written"):
+        convert(tiny_checkpoint, tmp_path, "f32", "f32", force=True)
+    assert done.text.read_bytes() == b"old tiny-F32.gguf"
+    assert done.mmproj.read_bytes() == b"old mmproj-tiny-F32.gguf"
     assert listing(tmp_path) == ["mmproj-tiny-F32.gguf", "tiny-F32.gguf"]
 
 

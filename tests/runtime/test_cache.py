@@ -161,7 +161,7 @@ def test_the_disk_is_bounded_and_the_longest_unused_goes(tmp_path: Path) -> None
 
 
 def test_temporary_files_of_killed_processes_are_swept(tmp_path: Path) -> None:
-    old, new = tmp_path / ".1-aa.tmp", tmp_path / ".2-bb.tmp"
+    old, new = tmp_path / ".a.1.part", tmp_path / ".a.2.part"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
@@ -269,7 +269,7 @@ def test_several_processes_share_a_directory(tmp_path: Path) -> None:
         assert worker.communicate() == ("0\n", "")
     stats = EmbeddingCache(tmp_path, bound).stats()
     assert 0 < stats.n_bytes <= bound
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_threads_share_a_cache(tmp_path: Path) -> None:
