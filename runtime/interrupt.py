@@ -1,9 +1,12 @@
-"""Ctrl-C while C code calls back into Python.
+"""Exceptions and Ctrl-C while C code calls back into Python.
 
-Python raises KeyboardInterrupt wherever the main thread runs Python code next; in a callback from C it is
-printed and lost, and C goes on with whatever the callback has not returned. So while such a call runs, a
-SIGINT is only noted, for the callback to ask about, and raised when the call is over. So is a SIGTERM, for
-which a program has a handler that raises.
+ctypes prints and drops what a callback raises, and C goes on with whatever the callback has not returned.
+So every callback is wrapped by a `Guard`, which keeps the exception, tells C to stop, and raises it when C
+has returned.
+
+Python raises KeyboardInterrupt wherever the main thread runs Python code next, which may be such a
+callback. So while C runs, a SIGINT is only noted, for the callback to ask about, and raised when the call
+is over. The same holds for a SIGTERM whose handler raises.
 """
 
 from __future__ import annotations
@@ -12,10 +15,51 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RAISING: Final[list[Any]] = [signal.default_int_handler]
 """Handlers of SIGINT and SIGTERM that raise; a program adds its own."""
+
+
+class Guard:
+    """Keeps what a callback raises until C has returned.
+
+    Attributes:
+        failed: a wrapped callback has raised; its result must not be used.
+    """
+
+    def __init__(self) -> None:
+        self._raised: BaseException | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self._raised is not None
+
+    def wrap(self, callback: Callable[P, T], stop: Callable[P, T]) -> Callable[P, T]:
+        """The callback as C may call it: once it has raised, `stop` answers in its place."""
+
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            if self._raised is None:
+                try:
+                    return callback(*args, **kwargs)
+                except BaseException as error:
+                    self._raised = error
+            return stop(*args, **kwargs)
+
+        return guarded
+
+    def reset(self) -> None:
+        """Forget what an earlier call raised."""
+        self._raised = None
+
+    def check(self) -> None:
+        """Raise what a callback has raised since the last check. Call it when C has returned."""
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
 
 
 @contextmanager

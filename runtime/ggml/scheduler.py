@@ -10,7 +10,7 @@ from qvl.runtime.errors import BackendError, Cancelled
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, cpu_device
 from qvl.runtime.ggml.graph import Graph
-from qvl.runtime.interrupt import held_interrupts
+from qvl.runtime.interrupt import Guard, held_interrupts
 
 
 class Observer(Protocol):
@@ -23,10 +23,11 @@ class Observer(Protocol):
         """The node is done, and what it was computed from is still there."""
 
 
-def eval_callback(observer: Observer) -> Any:
+def eval_callback(observer: Observer, guard: Guard) -> Any:
     """An observer as the callback of a scheduler (`ggml_backend_sched_eval_callback`).
 
-    The C side holds a pointer only: keep what is returned.
+    The C side holds a pointer only: keep what is returned. Check the guard after each call that computes:
+    ggml reports success when a callback stops it.
     """
 
     def on_node(pointer: int, ask: bool, _: int) -> bool:
@@ -35,7 +36,14 @@ def eval_callback(observer: Observer) -> Any:
         observer.take(pointer)
         return True
 
-    return ggml.EvalCallback(on_node)
+    return _as_callback(on_node, guard)
+
+
+def _as_callback(on_node: Callable[[int, bool, int], bool], guard: Guard) -> Any:
+    def stop(pointer: int, ask: bool, _: int) -> bool:
+        return ask  # each split of the graph ends with its first node, which is wanted and not accepted
+
+    return ggml.EvalCallback(guard.wrap(on_node, stop))
 
 
 class Runner:
@@ -62,7 +70,6 @@ class Runner:
         self._sched: int | None = lib.ggml_backend_sched_new(
             ctypes.addressof(array), ctypes.addressof(bufts), n, max_nodes, False, True
         )
-        self._watcher: Any = None
         self._ready: Graph | None = None
 
     def set_threads(self, threads: int) -> None:
@@ -107,11 +114,12 @@ class Runner:
             observer: is shown the nodes it wants.
 
         Raises:
-            Cancelled: watch asked for it.
+            Cancelled: watch asked for it. Whatever watch or the observer raise.
             BackendError: the device failed.
         """
         lib = ggml.lib()
         stopped = False
+        guard = Guard()
         interrupted: Callable[[], bool]
 
         def on_node(pointer: int, ask: bool, _: int) -> bool:
@@ -120,19 +128,22 @@ class Runner:
             watched = name.startswith(b"@")
             observed = observer is not None and observer.wants(pointer)
             if ask:
-                return watched or observed
+                return watched or observed or stopped
             if observed and observer is not None:
                 observer.take(pointer)
             if interrupted() or (watched and watch is not None and not watch(name[1:].decode())):
                 stopped = True
-                return False
-            return True
+            return not stopped
 
-        self._watcher = ggml.EvalCallback(on_node) if watch or observer else None
-        address = ctypes.cast(self._watcher, ctypes.c_void_p) if self._watcher else None
+        callback = _as_callback(on_node, guard) if watch or observer else None
+        address = ctypes.cast(callback, ctypes.c_void_p) if callback else None
         lib.ggml_backend_sched_set_eval_callback(self._sched, address, None)
-        with held_interrupts() as interrupted:
-            status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
+        try:
+            with held_interrupts() as interrupted:
+                status = lib.ggml_backend_sched_graph_compute(self._sched, graph.pointer)
+        finally:
+            lib.ggml_backend_sched_set_eval_callback(self._sched, None, None)
+        guard.check()
         if stopped:
             raise Cancelled("the encoding was stopped")
         if status != ggml.Status.SUCCESS or graph.take_failure():

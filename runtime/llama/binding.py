@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from qvl.runtime.errors import BackendError
 from qvl.runtime.ggml import library as ggml
+from qvl.runtime.interrupt import Guard
 
 PINNED: Final = "0.3.36"
 LOGGER: Final = logging.getLogger("qvl.llama")
@@ -31,6 +32,8 @@ _CONTINUED: Final = 5
 _lock = threading.Lock()
 _module: Any = None
 _complaints: deque[str] = deque(maxlen=8)
+log_guard: Final = Guard()
+"""Keeps what a logging handler raises; checked after the calls that log."""
 _keep: list[Any] = []  # the C side holds a pointer to the callback
 
 
@@ -102,7 +105,7 @@ def _route_log(module: Any) -> None:
             _complaints.append(message)
         LOGGER.log(level, "%s", message)
 
-    callback = module.llama_log_callback(log)
+    callback = module.llama_log_callback(log_guard.wrap(log, lambda kind, text, _: None))
     _keep.append(callback)
     atexit.register(_silence, module)
 

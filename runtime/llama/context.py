@@ -29,8 +29,9 @@ from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputE
 from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.library import Type, row_size
 from qvl.runtime.ggml.scheduler import Observer, eval_callback
+from qvl.runtime.interrupt import Guard, held_interrupts
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
-from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.worker import run
 from qvl.runtime.resources import default_threads
@@ -113,12 +114,20 @@ class Context:
         params.abort_callback = ctypes.cast(_libc_strlen(), type(params.abort_callback))
         params.abort_callback_data = ctypes.addressof(self._flag)
         self._keep: list[Any] = [params.abort_callback]
+        self._guard = Guard()
         if observer is not None:
-            show = eval_callback(observer)
+            show = eval_callback(observer, self._guard)
             params.cb_eval = ctypes.cast(show, type(params.cb_eval))
             self._keep.append(show)
         complaints()
-        self._handle: int | None = c.llama_init_from_model(model.handle, params)
+        self._handle: int | None = None
+        try:
+            with held_interrupts():  # the log's callback runs meanwhile
+                self._handle = c.llama_init_from_model(model.handle, params)
+            log_guard.check()
+        except BaseException:
+            self.close()
+            raise
         if not self._handle:
             mb = model.hparams.kv_bytes(n_ctx) >> 20
             raise BackendError(
@@ -177,13 +186,17 @@ class Context:
             Cancelled: stopped by `abort` or `cancelled`. What the cache has of the batch is not defined:
                 remove from the batch's first position on.
             BackendError: the computation failed.
+            Whatever the observer raises: what the cache has of the batch is not defined either.
         """
         self._check(batch)
         call = DecodeCall(self._c, self.handle, batch)
         self._flag.raw = b"\0\0"
         self._n_rows = 0
         complaints()
+        self._guard.reset()
         result = run(call, len(batch), self.abort, cancelled)
+        self._guard.check()
+        log_guard.check()
         if result == _ABORTED:
             raise Cancelled("stopped while reading the prompt")
         if result == _NO_SLOT:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from qvl.runtime.errors import BackendError, GGUFError
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
-from qvl.runtime.interrupt import held_interrupts
-from qvl.runtime.llama.binding import complaints, llama
+from qvl.runtime.interrupt import Guard, held_interrupts
+from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.llama.header import ARRAYS, TextHparams, check_text_file
 from qvl.runtime.llama.repack import Optimize, wants_repacking
@@ -105,29 +105,26 @@ class LlamaModel:
         params.n_gpu_layers = self.n_gpu_layers
         params.load_mode = c.LLAMA_LOAD_MODE_MMAP if use_mmap else c.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = repack
-        raised: list[BaseException] = []
+        guard = Guard()
 
         def report(fraction: float, _: Any) -> bool:
-            try:
-                if progress is not None:
-                    progress(fraction)
-            except BaseException as e:
-                raised.append(e)
-            return not (raised or interrupted())
+            if progress is not None:
+                progress(fraction)
+            return not interrupted()
 
-        params.progress_callback = callback = c.llama_progress_callback(report)
+        callback = c.llama_progress_callback(guard.wrap(report, lambda fraction, _: False))
+        params.progress_callback = callback
         complaints()
         handle = None
         try:
             with held_interrupts() as interrupted:
                 handle = c.llama_model_load_from_file(os.fsencode(self.path), params)
-        except KeyboardInterrupt as e:
-            raised.append(e)
-        del callback
-        if raised:
+            guard.check()
+            log_guard.check()
+        except BaseException:
             if handle:
                 c.llama_model_free(handle)
-            raise raised[0]
+            raise
         if not handle:
             raise BackendError(
                 f"{self.path}: llama.cpp cannot load it: {complaints() or 'no reason given'}",

@@ -18,6 +18,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Final
 
+from qvl.runtime.interrupt import held_interrupts
+
 _POLL_SECONDS: Final = 0.05
 _SMALL: Final = 16  # a batch of fewer tokens is over before anybody could press Ctrl-C
 
@@ -33,7 +35,8 @@ def run(
     """
     in_main = threading.current_thread() is threading.main_thread()
     if n_tokens < _SMALL or (cancelled is None and not in_main):
-        return call()
+        with held_interrupts():  # callbacks of the log and of observers run in this thread
+            return call()
     with ThreadPoolExecutor(1, "qvl-decode") as thread:
         future = thread.submit(call)
         try:
