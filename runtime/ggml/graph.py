@@ -74,13 +74,31 @@ class Tensor:
         """Zero mean and unit variance along the first axis."""
         return self.graph.op("ggml_norm", self, eps)
 
+    def rms_norm(self, eps: float) -> Tensor:
+        """Unit mean square along the first axis."""
+        return self.graph.op("ggml_rms_norm", self, eps)
+
     def gelu(self) -> Tensor:
         """x Φ(x), exact; in place."""
         return self.graph.op("ggml_gelu_erf_inplace", self)
 
+    def gelu_tanh(self) -> Tensor:
+        """GELU in its tanh approximation, in float32; ggml's own goes through a float16 table on the CPU.
+
+        With u = c x (1 + 0.044715 x²) and c = 2 √(2/π) it is x σ(u), which is silu(u) · x / u.
+        """
+        c = 2 * math.sqrt(2 / math.pi)
+        ratio = self.graph.op("ggml_scale_bias_inplace", self * self, 0.044715 * c, c)  # u / x
+        return self.graph.op("ggml_div_inplace", (self * ratio).silu(), ratio)
+
     def silu(self) -> Tensor:
         """x σ(x); in place."""
         return self.graph.op("ggml_silu_inplace", self)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """The rows of these indices, int32 [n], in float32; callers bound the indices."""
+        _check(indices.type is ggml.Type.I32 and self.shape[2] == self.shape[3] == 1, "rows", self, indices)
+        return self.graph.op("ggml_get_rows", self, indices)
 
     def cont(self) -> Tensor:
         """A contiguous copy."""

@@ -285,9 +285,10 @@ def _watcher(
 
 def _layers(precision: Precision, weights: Weights, device: Device, config: Config) -> Layers:
     found = kernels() if device.is_cpu and precision == "auto" else None
+    attention = _attention(device, config)
     if found is not None and config.head_dim <= found.max_head and not _stores_float32(weights, config):
-        return Fast(weights, found)
-    return Exact(weights, _attention(device, config))
+        return Fast(weights, found, attention)
+    return Exact(weights, attention)
 
 
 def _stores_float32(weights: Weights, config: Config) -> bool:

@@ -238,7 +238,7 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
 
     def mlp(x: Tensor, block: str) -> Tensor:
         h = layers.norm(g, x, f"{block}ln2", eps, then=f"{block}ffn_up")
-        h = layers.linear(g, h, f"{block}ffn_up", silu=True, then=f"{block}ffn_down")
+        h = layers.linear(g, h, f"{block}ffn_up", act="silu", then=f"{block}ffn_down")
         return layers.linear(g, h, f"{block}ffn_down", residual=x)
 
     x = g.weight(weights["v.patch_embd.weight"]) @ pixels
@@ -247,5 +247,5 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
         x = g.name(mlp(attention(x, block), block), f"@{i + 1}")
     merge = config.merge_size**2
     x = layers.norm(g, x, "v.post_ln", eps, then="mm.0").reshape(config.n_embd * merge, n // merge)
-    x = layers.linear(g, layers.linear(g, x, "mm.0").gelu(), "mm.2")
+    x = layers.linear(g, layers.linear(g, x, "mm.0", act="gelu", then="mm.2"), "mm.2")
     return Encoding(g, {PIXELS: pixels, "positions": where}, g.output(x))
