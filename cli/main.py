@@ -1,6 +1,6 @@
-"""`qvl`: the commands, and what happens to the errors that reach the top.
+"""`qvl`: runs one command, and reports the errors that reach the top.
 
-Command modules import nothing heavy before they run, so that `--help` answers at once.
+Nothing heavy is imported before it is needed, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -8,72 +8,50 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
+from qvl.cli.commands import COMMANDS, overview
 
-from qvl.cli import bench, cache, caption, convert, imatrix, inspect, models, verify
-from qvl.cli.chat import chat
-from qvl.cli.output import Output
-from qvl.runtime.errors import Cancelled, QvlError
-from qvl.runtime.interrupt import RAISING
+if TYPE_CHECKING:
+    import typer
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_COMPLETION = ("--install-completion", "--show-completion")
 
 
 class Terminated(SystemExit):
-    """`kill` has asked to leave. Not a KeyboardInterrupt, which a conversation outlives."""
-
-
-app = typer.Typer(
-    name="qvl",
-    help="Qwen2-VL on a laptop: convert it, talk to pictures, caption folders.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # rich alone takes longer to import than the help may take
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("chat")(chat.chat)
-app.command("caption")(caption.caption)
-app.command("convert")(convert.convert)
-app.command("inspect")(inspect.inspect)
-app.command("models")(models.models)
-app.command("bench")(bench.bench)
-app.command("cache")(cache.cache)
-app.command("verify")(verify.verify)
-app.command("imatrix")(imatrix.imatrix)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            own = version("qvl")
-        except PackageNotFoundError:  # run from the source tree
-            own = "from source"
-        Output().line(f"qvl {own}, llama-cpp-python {version('llama-cpp-python')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", metavar="", callback=_version, is_eager=True, help="Print the version and leave."
-        ),
-    ] = False,
-) -> None:
-    pass
+    """`kill` asks the program to exit. Not a KeyboardInterrupt, which a conversation outlives."""
 
 
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    args = sys.argv[1:] if args is None else args
+    if args and args[0] in ("-h", "--help"):
+        sys.stdout.write(f"{overview()}\n")
+        return 0
+    if not args and not _is_completing():
+        sys.stderr.write(f"{overview()}\n")
+        return USAGE
+    return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    import typer
+
+    from qvl.cli.output import Output
+    from qvl.runtime.errors import Cancelled, QvlError
+
     out = Output()
     try:
-        code = app(args=args, prog_name="qvl", standalone_mode=False)
+        if args[:1] == ["--version"]:
+            out.line(_version())
+            return 0
+        if not (_is_completing() or args[0] in COMMANDS or args[0].partition("=")[0] in _COMPLETION):
+            from qvl.cli.usage import unknown
+
+            out.error(*unknown(args[0]))
+            return USAGE
+        code = _app(args)(args=args, prog_name="qvl", standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             out.note("interrupted")
@@ -82,7 +60,11 @@ def run(args: list[str] | None = None) -> int:
         out.note("interrupted")
         return INTERRUPTED
     except typer.TyperException as e:
-        return _usage_error(out, e, sys.argv[1:] if args is None else args)
+        from qvl.cli.usage import usage_error
+
+        message, hint = usage_error(e, args)
+        out.error(message, hint)
+        return USAGE
     except QvlError as e:
         out.error(e)
         return FAILED
@@ -99,29 +81,59 @@ def run(args: list[str] | None = None) -> int:
         return FAILED
 
 
-def _usage_error(out: Output, error: typer.TyperException, args: list[str]) -> int:
-    context = getattr(error, "ctx", None)
-    message = error.format_message()
-    if context is not None and message == context.get_help():  # a bare `qvl`
-        out.note(message)
-        return USAGE
-    known = {command.name for command in app.registered_commands}
-    # taken from the words, for not every error has a context
-    command = " ".join(["qvl", *(word for word in args[:1] if word in known)])
-    out.error(message, f"{command} --help lists what there is")
-    return USAGE
+def _app(args: list[str]) -> typer.Typer:
+    """The program with the one command that is asked for; with all of them to complete a command line."""
+    from importlib import import_module
+
+    import typer
+
+    wanted = [args[0]] if args[:1] and args[0] in COMMANDS else list(COMMANDS)
+    app = typer.Typer(
+        name="qvl",
+        add_completion=len(wanted) > 1,
+        rich_markup_mode=None,  # rich alone takes longer to import than the help may take
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name in wanted:
+        function: Any = getattr(import_module(COMMANDS[name][0]), name)
+        app.command(name)(function)
+    app.callback()(_root)  # keeps the command's name in the command line where there is only one
+    return app
+
+
+def _root() -> None:
+    pass
+
+
+def _is_completing() -> bool:
+    """Whether a shell asks how a command line can go on."""
+    return "_QVL_COMPLETE" in os.environ
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("qvl")
+    except PackageNotFoundError:  # run from the source tree
+        own = "from source"
+    return f"qvl {own}, llama-cpp-python {version('llama-cpp-python')}"
 
 
 def main() -> None:
-    """Run the command line of this process, and leave with its exit code."""
+    """Run the command line of this process, and exit with its code."""
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
-    RAISING.append(_terminate)
+    if sys.argv[1:2] not in ([], ["-h"], ["--help"]):
+        from qvl.runtime.interrupt import RAISING
+
+        RAISING.append(_terminate)
     code = run()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late one must not cut the leaving short
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late one must not cut the exit short
     sys.exit(code)
 
 

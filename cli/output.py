@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from qvl.cli.hints import with_flags
 from qvl.runtime.errors import QvlError
 from qvl.runtime.files import as_json
 
@@ -118,13 +119,13 @@ class Output:
             _stderr(paint(printable(text), _DIM))
 
     def warn(self, text: str) -> None:
-        _stderr(f"{paint('warning:', _YELLOW)} {_line(text)}")
+        _stderr(f"{paint('warning:', _YELLOW)} {_line(with_flags(text))}")
 
     def error(self, error: QvlError | str, hint: str | None = None) -> None:
         message, hint = (error.message, error.hint) if isinstance(error, QvlError) else (error, hint)
-        _stderr(f"{paint('error:', _RED)} {_line(message)}")
+        _stderr(f"{paint('error:', _RED)} {_line(with_flags(message))}")
         if hint:
-            _stderr(f"{paint('hint:', _DIM)} {_line(hint)}")
+            _stderr(f"{paint('hint:', _DIM)} {_line(with_flags(hint))}")
         if os.environ.get("QVL_DEBUG") and sys.exc_info()[0]:
             traceback.print_exc()
 

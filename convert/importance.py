@@ -20,7 +20,7 @@ from qvl.runtime.ggml.library import Type
 # Below about three bits a block without one is noise (llama-quant.cpp, `tensor_requires_imatrix`).
 _NEEDED_BY: Final = (Type.IQ3_XXS, Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_M, Type.IQ1_S)
 _TABLES: Final = ("token_embd.weight", "output.weight")
-_HINT: Final = "qvl imatrix makes one from pictures and text, and --imatrix takes it"
+_HINT: Final = "`imatrix` takes what qvl imatrix makes of pictures and text"
 
 
 @dataclass(frozen=True)

@@ -99,5 +99,5 @@ def choose(
     raise InputError(
         f"{src}: the smallest types, {better.text_type} and {better.vision_type}, need "
         f"{readable(better.needed)}, more than {readable(budget)}",
-        hint="take a smaller context (--ctx-size), smaller pictures (--max-pixels) or a smaller model",
+        hint="take a smaller context (`n_ctx`), smaller pictures (`max_pixels`) or a smaller model",
     )

@@ -47,7 +47,7 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
     if mmproj is not None:
         chosen = expanded(mmproj)
         if not chosen.is_file():
-            raise InputError(f"{chosen}: no such file", hint="--mmproj takes the mmproj GGUF of the model")
+            raise InputError(f"{chosen}: no such file", hint="`mmproj` takes the mmproj GGUF of the model")
         return ModelFiles(text, chosen)
     return ModelFiles(text, _mmproj_beside(text))
 
@@ -72,7 +72,7 @@ def _mmproj_beside(text: Path) -> Path | None:
     candidates = named or found
     if not candidates:
         return None
-    return _only(candidates, f"{text}: mmproj files beside it", "choose with --mmproj")
+    return _only(candidates, f"{text}: mmproj files beside it", "choose one with `mmproj`")
 
 
 def _gguf_files(folder: Path) -> list[Path]:

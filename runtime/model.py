@@ -176,7 +176,7 @@ class Model:
         if self._vision is None:
             raise InputError(
                 f"{self.path}: opened without an mmproj",
-                hint="pass its mmproj file (--mmproj), or put it into the same folder",
+                hint="pass its mmproj file (`mmproj`), or put it into the same folder",
             )
         return self._vision
 

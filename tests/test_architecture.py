@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -94,6 +95,22 @@ def test_a_file_is_one_concept() -> None:
     assert not long, f"longer than {MAX_LINES} lines: {long}"
 
 
+@pytest.mark.parametrize("package", ("runtime", "convert"))
+def test_the_library_names_no_flags(package: str) -> None:
+    """Its errors name parameters in backquotes; the command line turns them into its flags."""
+    found = []
+    for path in sources(package):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}  # docstrings
+        found += [
+            f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts
+            if re.search(r"(?<![\w-])--[a-z]{2}", node.value) and "llama-imatrix" not in node.value
+        ]
+    assert not found
+
+
 def imported_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -124,5 +141,7 @@ def least_cpu(arguments: list[str], runs: int = 5) -> float:
 
 
 def test_help_answers_at_once() -> None:
-    extra = least_cpu(["-m", "qvl.cli", "--help"]) - least_cpu(["-c", "pass"])
-    assert extra < 0.2, f"qvl --help takes {extra:.2f} s more than a bare interpreter"
+    bare = least_cpu(["-c", "pass"])
+    for command, limit in (([], 0.05), (["chat"], 0.2)):
+        extra = least_cpu(["-m", "qvl.cli", *command, "--help"]) - bare
+        assert extra < limit, f"qvl {' '.join(command)} --help: {extra:.2f} s above a bare interpreter"

@@ -213,13 +213,13 @@ class Ledger:
         if found := changes(state.settings, settings):
             raise OutputError(
                 f"{self._name}: its captions were made with other settings: {'; '.join(found)}",
-                hint="--overwrite makes them anew, --accept-changes goes on with a mixture, "
-                "-o NAME begins another file",
+                hint="`overwrite` makes them anew, `accept_changes` goes on with a mixture, "
+                "another `output` begins another file",
             )
         if state.pass_mode not in (None, "retry-errors", self.mode):
             raise OutputError(
-                f"{self._name}: some captions are new, some old: --{state.pass_mode} was interrupted",
-                hint=f"--{state.pass_mode} goes on with it, --accept-changes leaves it so",
+                f"{self._name}: some captions are new, some old: {state.pass_mode} was interrupted",
+                hint=f"`{state.pass_mode}` continues it, `accept_changes` leaves it so",
             )
 
     def finish(self) -> None:

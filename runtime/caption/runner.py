@@ -155,7 +155,7 @@ class Runner(Book):
         if done.error is not None:
             return Record(path, error=f"{path}: {done.error}", sha256=prepared.sha256)
         if self.plan.json and not all(_is_json(self.plan.wording.start + text) for text in done.texts):
-            what = f"no whole JSON in {done.completion_tokens // len(done.texts)} tokens: raise --max-tokens"
+            what = f"no whole JSON in {done.completion_tokens // len(done.texts)} tokens: raise `max_tokens`"
             return Record(path, error=f"{path}: {what}", sha256=prepared.sha256)
         captions = tuple(self.joined(prepared.item, self.plan.wording.caption(text)) for text in done.texts)
         return Record(

@@ -188,10 +188,10 @@ class BatchCaptioner:
     def _too_large(self, work: _Work, cells: int) -> str:
         n, n_ctx = work.span.n_tokens, self._context.n_ctx
         area = (n_ctx - len(self._prefix) - (cells - n)) * self._vision.preprocessor.factor**2
-        smaller = f"--max-pixels {area} would fit, or " if area > 0 else ""
+        smaller = f"`max_pixels` {area} would fit, or " if area > 0 else ""
         return (
             f"the {work.job.kind} with its words and replies takes {cells} tokens ({n} of them its own), "
-            f"the context holds {n_ctx}: {smaller}a larger --ctx-size"
+            f"the context holds {n_ctx}: {smaller}a larger context (`n_ctx`)"
         )
 
     def _admit(self) -> None:

@@ -82,15 +82,15 @@ class Fitter:
         seen = [unit.span for unit in units if isinstance(unit, VisionUnit)]
         pictures = len(seen)
         room = self._n_ctx - reserve - (cells - vision)
-        larger = f"a context of --ctx-size {cells + reserve} would do"
+        larger = f"a context (`n_ctx`) of {cells + reserve} would do"
         if not pictures:
             what = f"the message takes {cells} tokens"
             hint = f"shorten it, or {larger}"
         else:
             what = f"{pictures} picture{'s'[: pictures != 1]} of {vision} tokens, {cells} with the text"
             fitting = room // sum(span.t for span in seen) * _PIXELS_PER_TOKEN  # of a picture, or of a frame
-            smaller = f"--max-pixels {fitting} would fit, or " if fitting >= 4 * _PIXELS_PER_TOKEN else ""
-            fewer = "a lower --fps, or " if any(span.t > 1 for span in seen) else ""
+            smaller = f"`max_pixels` {fitting} would fit, or " if fitting >= 4 * _PIXELS_PER_TOKEN else ""
+            fewer = "a lower `fps`, or " if any(span.t > 1 for span in seen) else ""
             hint = f"{smaller}{fewer}{larger}"
         message = f"{what}: too much for a context of {self._n_ctx} that leaves {reserve} for the reply"
         return ContextFullError(message, n_tokens=cells, n_ctx=self._n_ctx, hint=hint)

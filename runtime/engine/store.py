@@ -191,7 +191,7 @@ class EmbeddingStore:
         if self._backend is None:
             raise InputError(
                 "this model was opened without an image encoder",
-                hint="pass its mmproj file (--mmproj), or put it into the model's folder",
+                hint="pass its mmproj file (`mmproj`), or put it into the model's folder",
             )
         return self._backend
 

@@ -80,7 +80,7 @@ def find_device(name: str = "auto") -> Device:
             return device
     names = ", ".join(d.name.lower() for d in found)
     raise InputError(
-        f"no device {name!r}: this build of llama-cpp-python has {names}", hint="use --device cpu"
+        f"no device {name!r}: this build of llama-cpp-python has {names}", hint="use `device` cpu"
     )
 
 

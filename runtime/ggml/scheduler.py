@@ -61,7 +61,7 @@ class Runner:
         chain = [device] if device.is_cpu else [device, cpu_device()]
         self._backends = [lib.ggml_backend_dev_init(d.handle, None) for d in chain]
         if not all(self._backends):
-            raise BackendError(f"device {device.name} cannot be started", hint="use --device cpu")
+            raise BackendError(f"device {device.name} cannot be started", hint="use `device` cpu")
         self._cpus = [pair for pair in zip(self._backends, chain, strict=True) if pair[1].is_cpu]
         self.set_threads(threads)
         n = len(self._backends)
@@ -90,7 +90,7 @@ class Runner:
         self._ready = None
         if not lib.ggml_backend_sched_alloc_graph(self._sched, graph.pointer):
             raise BackendError(
-                f"device {self.device.name} has too little memory for this picture", hint="lower --max-pixels"
+                f"device {self.device.name} has too little memory for this picture", hint="lower `max_pixels`"
             )
         self._ready = graph
 
@@ -149,7 +149,7 @@ class Runner:
         if status != ggml.Status.SUCCESS or graph.take_failure():
             raise BackendError(
                 f"device {self.device.name} failed: {ggml.Status(status).name.lower()}",
-                hint="if memory is short, lower --max-pixels",
+                hint="if memory is short, lower `max_pixels`",
             )
 
     def buffer_bytes(self) -> int:

@@ -132,7 +132,7 @@ class Weights:
             need = lib.ggml_backend_alloc_ctx_tensors_from_buft_size(context, buft)
             raise BackendError(
                 f"device {device.name} has no room for {need / 1e9:.2f} GB of weights",
-                hint="use --device cpu",
+                hint="use `device` cpu",
             )
         lib.ggml_backend_buffer_set_usage(buffer, 1)
         self._buffers.append(buffer)

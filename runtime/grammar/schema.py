@@ -62,7 +62,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, is no JSON object, or says what no grammar can hold.
     """
-    hint = "--schema takes a JSON schema"
+    hint = "`schema` takes a JSON schema"
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as e:

@@ -132,7 +132,7 @@ class Context:
             mb = model.hparams.kv_bytes(n_ctx) >> 20
             raise BackendError(
                 f"{model.path}: no context of {n_ctx} tokens ({mb} MB): {complaints() or 'no reason given'}",
-                hint="use a smaller context (--ctx-size)",
+                hint="use a smaller context (`n_ctx`)",
             )
         self._memory = c.llama_get_memory(self._handle)
         self.n_ctx: int = c.llama_n_ctx(self._handle)
@@ -202,7 +202,7 @@ class Context:
         if result == _NO_SLOT:
             raise ContextFullError(
                 f"no room for {len(batch)} tokens in a context of {self.n_ctx}",
-                n_tokens=len(batch), n_ctx=self.n_ctx, hint="use a larger context (--ctx-size)",
+                n_tokens=len(batch), n_ctx=self.n_ctx, hint="use a larger context (`n_ctx`)",
             )  # fmt: skip
         if result != 0:
             raise BackendError(f"llama_decode failed with {result}: {complaints() or 'no reason given'}")
@@ -292,7 +292,7 @@ def _check_memory(model: LlamaModel, n_ctx: int, kv_type: str) -> None:
     if needed > total > 0:
         raise BackendError(
             f"a context of {n_ctx} tokens takes {needed >> 20} MB, {device.name} has {total >> 20}",
-            hint="use a smaller context (--ctx-size)",
+            hint="use a smaller context (`n_ctx`)",
         )
 
 

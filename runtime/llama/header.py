@@ -82,7 +82,7 @@ def _check_architecture(gguf: GGUFFile) -> None:
     if found == "clip":
         raise GGUFError(
             f"{gguf.path}: this is an mmproj file (the image encoder), expected the text model",
-            hint="pass the other file as the model and this one as mmproj (--mmproj)",
+            hint="pass the other file as the model and this one as `mmproj`",
         )
     raise GGUFError(
         f"{gguf.path}: architecture {found or 'not given'!r}, expected {ARCHITECTURE!r}",

@@ -88,7 +88,7 @@ def calibrate(
         pieces = _pieces(pair.text.vocab.tokenize(plan.text), plan.chunk)
         total = len(plan.samples) + len(pieces)
         if total == 0:
-            raise InputError("nothing to calibrate on", hint="give pictures (--images) or text (--text)")
+            raise InputError("nothing to calibrate on", hint="give pictures (`images`) or text (`text`)")
         digest = _digest(files, plan)
         state = _begin(out, digest, total, plan, force)
         saved = done = int(state.extra[_DONE])
@@ -141,10 +141,10 @@ def _begin(out: Path, digest: str, total: int, plan: Plan, force: bool) -> Imatr
     if found.extra.get(_PLAN) != digest or found is new:
         raise OutputError(
             f"{out}: exists, and is not a part of this run",
-            hint="use --force to overwrite it, or another name",
+            hint="`force` overwrites it, or choose another name",
         )
     if int(found.extra.get(_DONE, 0)) >= total:
-        raise OutputError(f"{out}: exists and is complete", hint="use --force to make it anew")
+        raise OutputError(f"{out}: exists and is complete", hint="`force` makes it anew")
     # The file is about to be replaced, which a map of it would hinder on Windows.
     held = {
         n: replace(e, products=e.products if e.products is None else np.array(e.products))

@@ -130,7 +130,7 @@ class Pair:
         if question.n_cells >= self.decoder.n_ctx:
             raise InputError(
                 f"{sample.name}: takes {question.n_cells} tokens of a context of {self.decoder.n_ctx}",
-                hint="use smaller pictures, or a larger context (--ctx-size)",
+                hint="use smaller pictures, or a larger context (`n_ctx`)",
             )
         return question
 

@@ -82,7 +82,7 @@ def find_pictures(place: Path) -> list[Path]:
         return [place]
     found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES) if place.is_dir() else []
     if not found:
-        raise InputError(f"{place}: no pictures", hint="name a folder with PNG or JPEG files (--images)")
+        raise InputError(f"{place}: no pictures", hint="name a folder with PNG or JPEG files (`images`)")
     return found
 
 
@@ -97,7 +97,7 @@ def sample_pictures() -> Path:
         folder = Path(place) / "samples"
         if folder.is_dir():
             return folder
-    raise InputError("this installation has no sample pictures", hint="name a folder with --images")
+    raise InputError("this installation has no sample pictures", hint="name a folder (`images`)")
 
 
 def _asked(folder: Path) -> list[Sample]:

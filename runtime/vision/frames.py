@@ -82,7 +82,7 @@ def open_frames(source: VideoSource, source_fps: float | None = None) -> Frames:
         hint = HINTS.get(kind, "its content is no video, whatever its name says: name the video itself")
         raise VideoError(f"{name}: expected a video, found {kind}", hint=hint)
     if kind in ("a PNG picture", "a JPEG picture"):
-        raise VideoError(f"{name}: expected a video, found {kind}", hint="pass it as a picture: --image FILE")
+        raise VideoError(f"{name}: expected a video, found {kind}", hint="pass it as a picture (`image`)")
     return Clip(path, name, kind)
 
 

@@ -145,7 +145,7 @@ def test_json_that_is_cut_is_a_failure(model: Model, pictures: Path, tmp_path: P
     (tmp_path / "s.json").write_text(json.dumps(schema))
     records = list(model.caption(pictures, schema=tmp_path / "s.json", max_tokens=3))
     assert {record.error for record in records} == {
-        f"{record.path}: no whole JSON in 3 tokens: raise --max-tokens" for record in records
+        f"{record.path}: no whole JSON in 3 tokens: raise `max_tokens`" for record in records
     }
     assert not any(record.caption for record in records)
 

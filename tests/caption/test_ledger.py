@@ -139,7 +139,7 @@ def test_an_interrupted_pass_is_taken_up_where_it_stopped(out: Path, mode: Mode)
     filled(out, A, B)
     newer, newest = Record("a.png", "1"), Record("b.png", "2")
     filled(out, newer, mode=mode, finish=False)
-    with pytest.raises(OutputError, match=f"--{mode} was interrupted"):
+    with pytest.raises(OutputError, match=f"{mode} was interrupted"):
         Ledger(out, SETTINGS)
     with Ledger(out, SETTINGS, mode) as ledger:
         assert f"--{mode}" in ledger.notes[0]

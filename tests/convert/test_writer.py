@@ -40,7 +40,7 @@ def test_existing_files_need_force(tiny_checkpoint: Path, tmp_path: Path) -> Non
     first.text.write_bytes(b"precious")
     with pytest.raises(OutputError, match=r"tiny-Q8_0\.gguf: exists") as caught:
         convert(tiny_checkpoint, tmp_path, "q8_0", "q8_0")
-    assert "--force" in str(caught.value.hint)
+    assert "`force`" in str(caught.value.hint)
     assert first.text.read_bytes() == b"precious"
     assert listing(tmp_path) == ["tiny-Q8_0.gguf"]
     convert(tiny_checkpoint, tmp_path, "q8_0", "q8_0", force=True)

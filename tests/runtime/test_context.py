@@ -159,7 +159,7 @@ def test_a_context_too_large_for_memory(model: LlamaModel, monkeypatch: pytest.M
     monkeypatch.setattr(Device, "memory", lambda _: (1 << 20, 1 << 20))
     with pytest.raises(BackendError, match="a context of 8192 tokens takes 4 MB") as caught:
         Context(model, n_ctx=8192)
-    assert "--ctx-size" in (caught.value.hint or "")
+    assert "`n_ctx`" in (caught.value.hint or "")
 
 
 def test_abort_from_another_thread(model: LlamaModel) -> None:

@@ -66,8 +66,8 @@ def test_a_picture_that_cannot_fit_says_what_would(session: Session, backend: Fa
     with pytest.raises(ContextFullError, match="1 picture of 1024 tokens") as caught:
         session.generate([user(image(896, 896), text("?"))], max_tokens=64).result()
     hint = caught.value.hint or ""
-    assert "--max-pixels" in hint and "--ctx-size" in hint
-    pixels = int(hint.split("--max-pixels ")[1].split()[0])
+    assert "`max_pixels`" in hint and "`n_ctx`" in hint
+    pixels = int(hint.split("`max_pixels` ")[1].split()[0])
     side = int((pixels**0.5) // 28 * 28)
     assert backend.encoded == []  # said before the work
     session.generate([user(image(side, side), text("?"))], max_tokens=64, **GREEDY).result()

@@ -283,7 +283,7 @@ def test_missing_file_folder_and_url(tmp_path: Path) -> None:
         (b"%PDF-1.7\n...", "PDF", "PNG"),
         (b"GGUF\x03\x00\x00\x00", "GGUF", None),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "HEIC", "qvl[heif]"),
-        (b"\x00\x00\x00\x18ftypisom\x00\x00\x00\x00", "video", "--video"),
+        (b"\x00\x00\x00\x18ftypisom\x00\x00\x00\x00", "video", "`video`"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS", "git lfs pull"),
         (bytes(range(256)), "begins with", "whatever its name"),
     ],

@@ -117,7 +117,7 @@ def test_a_file_cut_short_is_refused(small_text: Path, tmp_path: Path, share: fl
 def test_an_mmproj_is_no_text_model(tiny_model: Converted) -> None:
     with pytest.raises(GGUFError, match="this is an mmproj file") as caught:
         LlamaModel(tiny_model.mmproj)
-    assert "--mmproj" in (caught.value.hint or "")
+    assert "`mmproj`" in (caught.value.hint or "")
 
 
 def test_bytes_changed_anywhere_in_the_header_never_abort(small_text: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_finding_files(tmp_path: Path) -> None:
     (strange,) = touch("other.gguf")
     with pytest.raises(InputError, match="2 of them: mmproj") as caught:
         find_model(strange)
-    assert "--mmproj" in (caught.value.hint or "")
+    assert "`mmproj`" in (caught.value.hint or "")
     assert find_model(strange, backend).mmproj == backend
     with pytest.raises(InputError, match=r"nothing\.gguf: no such file"):
         find_model(tmp_path / "nothing.gguf")

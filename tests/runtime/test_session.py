@@ -207,7 +207,7 @@ def test_no_encoder(model: LlamaModel) -> None:
     assert session.generate([user("x")], max_tokens=2).result().usage.completion_tokens <= 2
     with pytest.raises(InputError, match="without an image encoder") as caught:
         session.generate([user(image(56, 56))]).result()
-    assert "--mmproj" in (caught.value.hint or "")
+    assert "`mmproj`" in (caught.value.hint or "")
     session.close()
 
 
