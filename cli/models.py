@@ -12,7 +12,7 @@ _TYPE: Final = "q4_k_m"  # what `qvl convert` makes when it is not told otherwis
 
 
 def models(json: options.Json = False) -> None:
-    """List the checkpoints that are known to work."""
+    """List the models on this machine, and those that can be had."""
     out = Output()
     known = registry()
     if json:

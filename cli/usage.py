@@ -55,11 +55,11 @@ def _message(error: typer.TyperException, args: Sequence[str]) -> str:
     if found := _MISSING.match(text):
         return f"{found[1]}: a value is missing"
     if name := getattr(error, "option_name", None):
-        close = sorted(getattr(error, "possibilities", None) or ())
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        close = get_close_matches(name, getattr(error, "possibilities", None) or (), n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
         return f"{name}: no such option{meant}"
-    if not text and param is not None:  # a parameter that is missing has no message
-        return f"{getattr(param, 'metavar', None) or param.name} is missing"
+    if text.startswith("Missing") and param is not None:
+        return f"{getattr(param, 'metavar', None) or names[0]} is missing"
     return f"{names[0]}: {text}" if names else text
 
 

@@ -80,9 +80,9 @@ def test_a_picture_that_cannot_fit_is_reported_and_the_others_are_captioned(
     Image.new("RGB", (800, 800), "red").save(big / "big.png")
     Image.new("RGB", (56, 56), "red").save(big / "small.png")
     records = captions(model, big, parallel=2, n_ctx=256)
-    assert "--max-pixels" in str(records["big.png"].error)
+    assert "`max_pixels`" in str(records["big.png"].error)
     assert records["small.png"].caption is not None
-    area = int(str(records["big.png"].error).split("--max-pixels ")[1].split()[0])
+    area = int(str(records["big.png"].error).split("`max_pixels` ")[1].split()[0])
     assert captions(model, big, parallel=2, n_ctx=256, max_pixels=area)["big.png"].error is None
 
 

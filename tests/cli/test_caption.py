@@ -130,7 +130,7 @@ def test_changed_settings_are_refused_by_name(qvl: Qvl, photos: Path) -> None:
         (["--parallel", "many"], 2, "--parallel: 'many'"),
         (["-p", "a", "--prompt-file", "b"], 2, "--prompt and --prompt-file"),
         (["--prompt-file", "gone"], 1, "gone: the prompt cannot be read: No such file"),
-        (["--kv-type", "q9"], 2, "'q9' is not one of"),
+        (["--kv-type", "q9"], 2, "q9: expected one of"),
         (["-p", "{subject}"], 1, "{subject}, which is not known"),
         (["--vars", "gone.csv"], 1, "gone.csv: cannot be read as CSV: No such file"),
         (["--schema", "gone.json"], 1, "gone.json: cannot be read: No such file"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 from support.terminal import Terminal
 
+from qvl.cli.commands import COMMANDS, overview
 from qvl.cli.main import run
-from qvl.cli.output import format_table, human_bytes, human_rate, human_seconds
+from qvl.cli.output import Output, format_table, human_bytes, human_rate, human_seconds
 
 QVL = [sys.executable, "-m", "qvl.cli"]
 
@@ -216,3 +219,49 @@ def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--json"]) == 0
     known = json.loads(capsys.readouterr().out)
     assert known
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["chat", "--temp", "hot"], "--temp hot: expected a number"),
+        (["chat", "-n0"], "-n 0: expected 1 or more"),
+        (["chat", "--top-p=3"], "--top-p 3: expected 1 or less"),
+        (["chat", "-c", "x"], "-c x: expected a whole number"),
+        (["chat", "--image-detail", "huge"], "--image-detail huge: expected one of low, auto, high"),
+        (["chat", "--temo", "1"], "--temo: no such option; did you mean --temp?"),
+        (["chat", "--temp"], "--temp: a value is missing"),
+        (["convert"], "SRC is missing"),
+        (["conver"], "conver: no such command; did you mean qvl convert?"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(args) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {message}"
+
+
+def test_parameters_of_the_library_are_shown_as_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().error("too long", "a larger context (`n_ctx`) or smaller pictures (`max_pixels` 784)")
+    hint = capsys.readouterr().err.splitlines()[1]
+    assert hint == "hint: a larger context (--ctx-size) or smaller pictures (--max-pixels 784)"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_overview_says_of_a_command_what_the_command_does(name: str) -> None:
+    module, help = COMMANDS[name]
+    function = getattr(importlib.import_module(module), name)
+    assert function.__doc__.splitlines()[0] == help
+    assert f"  {name} " in overview() and help in overview()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("qvl ch", "chat"), ("qvl chat --ima", "--image"), ("qvl chat --kv-type ", "q8_0")]
+)
+def test_a_shell_completes_commands_options_and_values(line: str, found: str) -> None:
+    words = line.split(" ")
+    env = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    env |= {**os.environ, **env, "_QVL_COMPLETE": "complete_bash"}
+    done = subprocess.run([*QVL], env=env, capture_output=True, text=True, check=False)
+    assert found in done.stdout.split()
