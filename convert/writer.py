@@ -170,7 +170,7 @@ def readable(nbytes: int) -> str:
 def _refuse_existing(paths: Sequence[Path], force: bool) -> None:
     for path in paths:
         if path.is_dir() or (path.exists() and not force):
-            raise OutputError(f"{path}: exists", hint="use --force to overwrite it, or choose another folder")
+            raise OutputError(f"{path}: exists", hint="`force` overwrites it; or choose another folder")
 
 
 def _padded(n: int) -> int:
