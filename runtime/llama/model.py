@@ -128,7 +128,7 @@ class LlamaModel:
         if not handle:
             raise BackendError(
                 f"{self.path}: llama.cpp cannot load it: {complaints() or 'no reason given'}",
-                hint="if memory is short, use a smaller type (q4_k_m), fewer layers (`n_gpu_layers`), or the CPU",
+                hint="if memory is short: a smaller type (q4_k_m), fewer layers (`n_gpu_layers`), or the CPU",
             )
         return int(handle)
 
