@@ -19,8 +19,9 @@ class Batch:
 
     Attributes:
         tokens: int32 [n], or None.
-        embeddings: float32 [n, n_embd], or None. Exactly one of the two is given.
-        positions: int32 [n] for tokens, [3, n] (time, height, width) for embeddings.
+        embeddings: float32 [n, n_embd_inp], or None. Exactly one of the two is given.
+        positions: int32 [n] for tokens. For embeddings [3, n] (time, height, width) where the architecture
+            has four rows of positions, else [n].
         sequences: int32 [n], the sequence each one belongs to.
         outputs: bool [n], whether its logits are wanted.
     """
@@ -57,7 +58,7 @@ class Batch:
         sequence: int = 0,
         outputs: Outputs = "none",
     ) -> Batch:
-        """A vision span of one sequence, or a part of one: float32 [n, n_embd], int32 [3, n]."""
+        """A vision span of one sequence, or a part of one: float32 [n, n_embd_inp], int32 [3, n] or [n]."""
         n = len(embeddings)
         return cls(None, embeddings, positions, _fill(n, sequence), _output_rows(n, outputs))
 
@@ -88,11 +89,9 @@ def _inputs(batch: Batch) -> dict[str, NDArray[Any]]:
     positions = np.ascontiguousarray(batch.positions, np.int32)
     if batch.embeddings is None:
         return {"token": np.ascontiguousarray(batch.tokens, np.int32), "pos": positions}
-    fourth = np.zeros((1, len(batch)), np.int32)  # the sections of M-RoPE are four; the last stays unused
-    return {
-        "embd": np.ascontiguousarray(batch.embeddings, np.float32),
-        "pos": np.concatenate([positions, fourth]),
-    }
+    if positions.ndim == 2:  # the sections of M-RoPE are four; the last stays unused
+        positions = np.concatenate([positions, np.zeros((1, len(batch)), np.int32)])
+    return {"embd": np.ascontiguousarray(batch.embeddings, np.float32), "pos": positions}
 
 
 def _fill(n: int, sequence: int) -> NDArray[np.int32]:

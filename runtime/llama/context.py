@@ -4,8 +4,10 @@ The rules of llama.cpp that this module keeps, and a failed one of which would e
 wrong numbers:
 
 - A batch holds tokens or embeddings, never both, and at most `n_batch` of them.
-- Tokens have one position each; llama.cpp repeats it over the rotary sections. Embeddings have four rows
-  of positions (time, height, width, zero), row after row (src/llama-batch.cpp, `llama_batch_compat::init`).
+- Tokens have one position each; llama.cpp repeats it over the rotary sections. Where an architecture has
+  M-RoPE, embeddings have four rows of positions (time, height, width, zero), row after row
+  (src/llama-batch.cpp, `llama_batch_compat::init`); otherwise they too have one each.
+- Embedding rows are as wide as the model's input, deepstack features included (`TextHparams.n_embd_inp`).
 - A vision span is decoded causally, as it was trained: among equal time positions the KV mask orders by
   row and column (src/llama-kv-cache.cpp, `set_input_kq_mask_impl`), which is the order of the tokens.
 - Over one sequence positions never fall. Text must begin beyond what the cache holds; a span's embeddings
@@ -275,12 +277,13 @@ class Context:
             raise InputError("a batch holds either tokens or embeddings")
         if batch.tokens is not None and (batch.tokens.min() < 0 or batch.tokens.max() >= h.n_vocab):
             raise InputError(f"a token id beyond 0 to {h.n_vocab - 1}")
-        if batch.embeddings is not None and batch.embeddings.shape != (n, h.n_embd):
+        if batch.embeddings is not None and batch.embeddings.shape != (n, h.n_embd_inp):
             raise InputError(
-                f"embeddings of shape {batch.embeddings.shape}, expected {(n, h.n_embd)}",
+                f"embeddings of shape {batch.embeddings.shape}, expected {(n, h.n_embd_inp)}",
                 hint="the mmproj belongs to a model of another size",
             )
-        if batch.positions.shape != ((n,) if batch.tokens is not None else (3, n)):
+        rows = 1 if batch.tokens is not None else h.architecture.position_rows
+        if batch.positions.shape != ((n,) if rows == 1 else (3, n)):
             raise InputError(f"positions of shape {batch.positions.shape} for {n} tokens")
 
 

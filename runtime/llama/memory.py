@@ -53,7 +53,7 @@ def text_memory(path: str | Path, *, n_ctx: int, n_batch: int = 512, n_outputs_m
     """What the decoder takes on the CPU with a context of n_ctx cells.
 
     Raises:
-        GGUFError: not a text GGUF of Qwen2-VL, or damaged.
+        GGUFError: not a text GGUF of a known architecture, or damaged.
         BackendError: llama.cpp refused it.
     """
     gguf = read_gguf(path)

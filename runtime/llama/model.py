@@ -15,9 +15,10 @@ from qvl.runtime.errors import BackendError, GGUFError
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.interrupt import Guard, held_interrupts
+from qvl.runtime.llama.architectures import TextHparams
 from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.epsilon import restore_epsilon
-from qvl.runtime.llama.header import ARRAYS, TextHparams, check_text_file
+from qvl.runtime.llama.header import ARRAYS, check_text_file
 from qvl.runtime.llama.repack import Optimize, wants_repacking
 from qvl.runtime.llama.vocab import Vocab
 
@@ -57,7 +58,7 @@ class LlamaModel:
             progress: called with the fraction loaded, from 0 to 1. What it raises stops the loading.
 
         Raises:
-            GGUFError: not a text GGUF of Qwen2-VL, or damaged.
+            GGUFError: not a text GGUF of an architecture that runs here, or damaged.
             InputError: no such device.
             BackendError: llama.cpp refused it, for want of memory as a rule.
         """
@@ -71,7 +72,8 @@ class LlamaModel:
         self.n_gpu_layers = n_gpu_layers if self.devices else 0
         self._c = llama()
         self._handle: int | None = self._load(use_mmap, wants_repacking(gguf, optimize), progress)
-        restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
+        if not self.hparams.architecture.reads_epsilon:
+            restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
         self.vocab = Vocab(self.handle, str(self.path))
 
     @property
