@@ -126,7 +126,8 @@ def main() -> None:
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            # Windows writes its old code page to pipes and files, in which JSON would be no JSON.
+            stream.reconfigure(encoding="utf-8" if os.name == "nt" else None, errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     if sys.argv[1:2] not in ([], ["-h"], ["--help"]):
         from qvl.runtime.interrupt import RAISING

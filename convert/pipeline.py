@@ -36,6 +36,7 @@ from qvl.convert.tensor_map import TensorMap, map_tensors
 from qvl.convert.vocab import generation_defaults, read_vocab
 from qvl.convert.writer import OutputFile, output_files
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import is_portable
 
 
 def convert(
@@ -148,9 +149,9 @@ def output_name(name: str) -> str:
     """A name that can stand in a file's.
 
     Raises:
-        InputError: it is empty, or has a folder in it.
+        InputError: it is empty, has a folder in it, or some system cannot have a file of this name.
     """
-    if not name or "/" in name or "\\" in name or "\0" in name:
+    if not is_portable(name):
         raise InputError(f"{name!r} cannot be a file's name", hint="pass a plain name, without a folder")
     return name
 

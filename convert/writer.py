@@ -97,7 +97,7 @@ class OutputFile:
         for planned in tensors:
             self.offsets[planned.tensor.name] = at
             at = _padded(at + planned.nbytes)
-        os.truncate(self._file.fileno(), at)  # gaps between tensors read as zeros
+        self._file.truncate(at)  # gaps between tensors read as zeros
 
 
 @contextmanager

@@ -6,10 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from qvl.runtime.errors import InputError
+
+_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *[.:].*)?")
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -41,17 +45,51 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def is_portable(name: str) -> bool:
+    """Whether every system takes a file of this name as it is.
+
+    Windows has names for devices (NUL, COM1, with any suffix), gives `:` a meaning, refuses `<>"|?*` and
+    drops dots and spaces at the end.
+    """
+    if not name or name[-1] in ". " or _RESERVED.fullmatch(name):
+        return False
+    return not any(c < " " or c in '<>:"/\\|?*' for c in name)
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether `A` and `a` are one file there, as on macOS and Windows; False where that cannot be seen."""
+    for path in (folder.absolute(), *folder.absolute().parents):
+        other = path.with_name(path.name.swapcase())
+        if other.name != path.name and os.path.lexists(path):
+            try:
+                return other.samefile(path)
+            except (OSError, ValueError):
+                return False
+    return False
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with `~` or `~name` in place of a home, or as it is where there is no such home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises
 
 
 def default_directory() -> Path:
-    """$XDG_CACHE_HOME/qvl/embeddings, or ~/.cache/qvl/embeddings."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    base = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-    return base / "qvl" / "embeddings"
+    """$XDG_CACHE_HOME/qvl/embeddings, or ~/.cache/qvl/embeddings.
+
+    Raises:
+        InputError: there is no home folder.
+    """
+    return _base("XDG_CACHE_HOME", ".cache") / "qvl" / "embeddings"
+
+
+def _base(variable: str, below_home: str) -> Path:
+    named = os.environ.get(variable, "")
+    if Path(named).is_absolute():  # the XDG specification has relative paths ignored
+        return Path(named)
+    home = expanded("~")
+    if not home.is_absolute():
+        raise InputError("this user has no home folder", hint=f"set HOME, or {variable}, to a folder")
+    return home / below_home
 
 
 def file_identity(path: str | os.PathLike[str]) -> str:
@@ -75,9 +113,12 @@ def file_identity(path: str | os.PathLike[str]) -> str:
 
 
 def state_dir() -> Path:
-    """XDG_STATE_HOME/qvl, where the history and the sessions are."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "qvl"
+    """$XDG_STATE_HOME/qvl, or ~/.local/state/qvl: the history and the sessions.
+
+    Raises:
+        InputError: there is no home folder.
+    """
+    return _base("XDG_STATE_HOME", ".local/state") / "qvl"
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:

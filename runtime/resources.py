@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final
+
+_UNKNOWN: Final = 2 << 30
 
 
 def default_threads() -> int:
@@ -34,23 +38,49 @@ def _physical_cores() -> int | None:
 
 
 def free_memory() -> int:
-    """Bytes that new allocations may take without swapping; half of all where the system does not say."""
+    """Bytes that new allocations may take without swapping.
+
+    Linux and Windows say; elsewhere it is half of the memory, and 2 GB where not even that is known.
+    """
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
+    except (OSError, ValueError, IndexError):
         pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    if sys.platform == "win32":
+        return _windows_free_memory() or _UNKNOWN
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return _UNKNOWN
+
+
+class _MemoryStatus(ctypes.Structure):
+    """`MEMORYSTATUSEX` (sysinfoapi.h)."""
+
+    _fields_ = (
+        ("dwLength", ctypes.c_uint32),
+        ("dwMemoryLoad", ctypes.c_uint32),
+        ("ullTotalPhys", ctypes.c_uint64),
+        ("ullAvailPhys", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 5),
+    )
+
+
+def _windows_free_memory() -> int:
+    """What GlobalMemoryStatusEx calls available physical memory; 0 if it fails."""
+    status = _MemoryStatus(dwLength=ctypes.sizeof(_MemoryStatus))
+    windll: Any = getattr(ctypes, "windll")  # noqa: B009 - there on Windows alone
+    return int(status.ullAvailPhys) if windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 0
 
 
 def resident_bytes() -> int:
     """Memory of this process as it is; 100 MB, which is near it, where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
         return 100_000_000
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> int:

@@ -26,6 +26,7 @@ ALLOWED = {
         "qvl.runtime.ggml",
         "qvl.runtime.resources",
         "qvl.runtime.atomic",
+        "qvl.runtime.files",
         "qvl.runtime.locks",
     ),
     "models": ("qvl.models", "qvl.runtime.errors"),

@@ -55,7 +55,7 @@ class Attachment:
 
 def shown(path: Path) -> str:
     """A path as a person would write it here: from the working folder or from home."""
-    for base, lead in ((Path.cwd(), ""), (Path.home(), "~/")):
+    for base, lead in ((Path.cwd(), ""), (expanded("~"), "~/")):
         if path.is_relative_to(base):
             return f"{lead}{path.relative_to(base)}"
     return str(path)

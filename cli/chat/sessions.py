@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from qvl.runtime.atomic import PRIVATE, write_error, write_whole
 from qvl.runtime.errors import FormatError, InputError
-from qvl.runtime.files import as_json, expanded, state_dir
+from qvl.runtime.files import as_json, expanded, is_portable, state_dir
 
 VERSION: Final = 1
 LAST: Final = "last"
@@ -33,6 +33,8 @@ class Saved:
 def session_path(name: str) -> Path:
     """Where a session is kept: a path as it is, a bare name in the state folder."""
     path = expanded(name)
+    if path.name and not is_portable(path.name):
+        raise InputError(f"{name!r} cannot be a file's name on every system", hint="use letters and digits")
     if len(path.parts) == 1 and not path.suffix:
         return state_dir() / "sessions" / f"{name}.json"
     return path

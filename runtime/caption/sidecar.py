@@ -7,8 +7,9 @@ So after a crash the last records are held against their files, and what is miss
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from qvl.runtime.atomic import write_error, write_whole
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import ignores_case, is_portable
 from qvl.runtime.vision.kind import kind_of
 
 LEDGER_NAME: Final = ".qvl-caption.jsonl"
@@ -32,9 +34,10 @@ class Sidecars:
 
     suffix: str = ".txt"
     out_dir: Path | None = None
+    _ignoring: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.suffix.startswith(".") or "/" in self.suffix or len(self.suffix) < 2:
+        if not self.suffix.startswith(".") or not is_portable(f"a{self.suffix}") or len(self.suffix) < 2:
             raise InputError(f"the suffix of sidecars is {self.suffix!r}, expected one such as .txt")
         if kind_of(Path(f"a{self.suffix}")):  # the text of a.png would take the place of a.png
             raise InputError(
@@ -48,9 +51,17 @@ class Sidecars:
 
     def clashes(self, items: Iterable[Item]) -> dict[str, str]:
         """Pictures whose text file is that of another one before them, with that one's path."""
-        owners: dict[Path, str] = {}
-        found = ((item.path, owners.setdefault(self.path(item), item.path)) for item in items)
+        owners: dict[str, str] = {}
+        found = ((item.path, owners.setdefault(self._key(item), item.path)) for item in items)
         return {path: owner for path, owner in found if path != owner}
+
+    def _key(self, item: Item) -> str:
+        """The text file's path, in one form where the file system takes several for one name."""
+        path = self.path(item)
+        folder = str(path.parent)
+        if folder not in self._ignoring:
+            self._ignoring[folder] = ignores_case(path.parent)
+        return unicodedata.normalize("NFC", str(path)).casefold() if self._ignoring[folder] else str(path)
 
     def takes(self, item: Item) -> bool:
         """Whether a picture's text file can be made: its folder, or the one below which that will be."""

@@ -55,6 +55,7 @@ class StateFile:
         self._lock = Lock(path, name)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            flags |= getattr(os, "O_BINARY", 0)
             self._handle = os.open(path, flags, 0o666)
         except BaseException:
             self._lock.release()
