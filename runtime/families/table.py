@@ -42,7 +42,12 @@ class Family:
         return import_module(f"qvl.runtime.families.{self.name}.prompt")
 
 
-FAMILIES: Final = (Family("qwen2_vl", "Qwen2-VL", ("qwen2_vl",), ("qwen2vl",), "qwen2vl_merger"),)
+FAMILIES: Final = (
+    Family("qwen_vl", "Qwen-VL", ("qwen",), ("qwen2",), "qwenvl_resampler"),
+    Family("qwen2_vl", "Qwen2-VL", ("qwen2_vl",), ("qwen2vl",), "qwen2vl_merger"),
+    Family("qwen2_5_vl", "Qwen2.5-VL", ("qwen2_5_vl",), ("qwen2vl",), "qwen2.5vl_merger"),
+    Family("qwen3_vl", "Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), ("qwen3vl", "qwen3vlmoe"), "qwen3vl_merger"),
+)
 
 
 def of_projector(projector: object) -> Family | None:

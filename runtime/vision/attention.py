@@ -1,7 +1,8 @@
 """Attention within segments, in the ways that pay on different devices.
 
 Each takes q, k, v as [head_dim, n_head, n] and runs of equal segments, and gives
-[n_embd, n], softmax(scale · q kᵀ) v: patches of one segment see each other and nothing else.
+[n_embd, n], softmax(scale · q kᵀ) v: patches of one segment see each other and nothing else. Where there is
+another number of queries than of keys (cross-attention), there is one segment, and queries see all of it.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ class FlashAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, runs: Runs, scale: float) -> Tensor:
         def run(start: int, count: int, size: int) -> Tensor:
-            qs, ks, vs = (_window(x, start, count, size).permute(0, 2, 1, 3) for x in (q, k, v))
+            queries = _queries(q, k, size)
+            qs = _window(q, start, count, queries).permute(0, 2, 1, 3)
+            ks, vs = (_window(x, start, count, size).permute(0, 2, 1, 3) for x in (k, v))
             out = qs.flash_attention(ks.cast(self.kv_type), vs.cast(self.kv_type), scale)
-            return out.reshape(q.shape[0] * q.shape[1], count * size)
+            return out.reshape(q.shape[0] * q.shape[1], count * queries)
 
-        return _joined([run(start, count, size) for start, count, size in _spans(runs)])
+        return joined([run(start, count, size) for start, count, size in _spans(runs)])
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,21 @@ class TiledAttention:
         pad = -head_dim % self.multiple
 
         def run(start: int, count: int, size: int) -> Tensor:
-            qs, ks, vs = (_window(x, start, count, size) for x in (q, k, v))
-            qs = qs.permute(0, 2, 1, 3)  # [head_dim, size, n_head, count]
+            queries = _queries(q, k, size)
+            qs = _window(q, start, count, queries).permute(0, 2, 1, 3)  # [head_dim, queries, n_head, count]
+            ks, vs = (_window(x, start, count, size) for x in (k, v))
             ks = ks.pad(pad).permute(0, 2, 1, 3).cont().cast(self.kv_type)
             vs = vs.permute(1, 2, 0, 3).cont().cast(self.kv_type)  # [size, head_dim, n_head, count]
             tile = self._tile(n_head, count, size)
             tiles = []
-            for first in range(0, size, tile):
-                rows = min(tile, size - first)
+            for first in range(0, queries, tile):
+                rows = min(tile, queries - first)
                 part = qs.view((head_dim, rows, n_head, count), qs.strides[1:], first * qs.strides[1])
                 scores = (ks @ part.cont().pad(pad)).softmax(scale)
                 tiles.append((vs @ scores).permute(0, 2, 1, 3).cont())  # [head_dim, n_head, rows, count]
-            return _joined(tiles, axis=2).reshape(head_dim * n_head, count * size)
+            return joined(tiles, axis=2).reshape(head_dim * n_head, count * queries)
 
-        return _joined([run(start, count, size) for start, count, size in _spans(runs)])
+        return joined([run(start, count, size) for start, count, size in _spans(runs)])
 
 
 def _spans(runs: Runs) -> list[tuple[int, int, int]]:
@@ -98,13 +102,18 @@ def _spans(runs: Runs) -> list[tuple[int, int, int]]:
     return spans
 
 
+def _queries(q: Tensor, k: Tensor, size: int) -> int:
+    """Queries of a segment of so many keys."""
+    return size if q.shape[2] == k.shape[2] else q.shape[2]
+
+
 def _window(x: Tensor, start: int, count: int, size: int) -> Tensor:
     """count segments of size patches from start: [head_dim, n_head, size, count]."""
     _, head, patch, _ = x.strides
     return x.view((*x.shape[:2], size, count), (head, patch, patch * size), start * patch)
 
 
-def _joined(parts: list[Tensor], axis: int = 1) -> Tensor:
+def joined(parts: list[Tensor], axis: int = 1) -> Tensor:
     """Concatenation in pairs, so that each value is copied log(n) times at most."""
     while len(parts) > 1:
         pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]

@@ -199,8 +199,9 @@ class VisionEncoder:
         grids = tuple(p.grid_thw for p in pack)
         encoding = self._encoding(grids)
         pixels = np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values
-        for name, array in {PIXELS: pixels, **self._tower.inputs(self.config, grids)}.items():
-            set_data(encoding.inputs[name], array)
+        arrays = {PIXELS: pixels, **self._tower.inputs(self.config, grids)}
+        for name, tensor in encoding.inputs.items():
+            set_data(tensor, arrays[name])
         self._runner.run(encoding.graph, watch, self.observer)
         rows = get_data(encoding.output)
         size = self.config.merge_size

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qvl.runtime.errors import GGUFError
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
+from qvl.runtime.ggml.weights import Array
 from qvl.runtime.vision.header import HINT, value
 
 _FLOATS: Final = (ggml.Type.F32, ggml.Type.F16, ggml.Type.BF16)
@@ -97,19 +98,31 @@ def _thirds(whole: TensorInfo, prefix: str, part: str) -> Iterable[tuple[str, Te
         yield name, TensorInfo(name, (rows, *whole.shape[1:]), whole.type, whole.offset + i * size, size)
 
 
-def join_qkv(tensors: Tensors, prefix: str) -> list[str]:
-    """Replace a block's three weights by one, where they lie so; the prefix comes back if they do."""
+def vectors(file: GGUFFile, tensors: Tensors) -> dict[str, Array]:
+    """Take the vectors out of the tensors and give them in float32."""
+    names = [name for name, info in tensors.items() if len(info.shape) == 1]
+    return {name: Array(float32(file, tensors.pop(name))) for name in names}
+
+
+def join_qkv(tensors: Tensors, computed: dict[str, Array], prefix: str) -> None:
+    """Replace a block's weights for q, k and v by one, `PREFIXqkv`, where they lie one after the other.
+
+    Args:
+        tensors: of the file.
+        computed: holds their biases, which become one as well.
+    """
     three = [tensors[f"{prefix}{x}.weight"] for x in _QKV]
     apart = any(a.offset + a.nbytes != b.offset for a, b in itertools.pairwise(three))
     if apart or len({t.type for t in three}) > 1:
-        return []
+        return
     for x in _QKV:
         del tensors[f"{prefix}{x}.weight"]
     rows, columns = three[0].shape
     name = f"{prefix}qkv.weight"
     size = sum(t.nbytes for t in three)
     tensors[name] = TensorInfo(name, (3 * rows, columns), three[0].type, three[0].offset, size)
-    return [prefix]
+    biases = [computed.pop(f"{prefix}{x}.bias").data for x in _QKV]
+    computed[f"{prefix}qkv.bias"] = Array(np.concatenate(biases))
 
 
 def patch_matrix(file: GGUFFile, *kernels: TensorInfo) -> NDArray[np.float32]:

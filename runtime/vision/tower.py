@@ -24,7 +24,8 @@ class Encoding:
     """A graph with its ends.
 
     Attributes:
-        inputs: by name: "pixels", float32 [n_patch_in, n_patches], and what the module's `inputs` gives.
+        inputs: by name: "pixels", float32 [n_patch_in, n_patches], and those of the module's `inputs` that
+            the graph reads.
         output: float32 [n_out, n_tokens].
     """
 

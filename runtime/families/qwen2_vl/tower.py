@@ -9,7 +9,6 @@ Reference: transformers, models/qwen2_vl/modeling_qwen2_vl.py, Qwen2VisionTransf
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,12 +30,12 @@ from qvl.runtime.vision.tensors import (
     check_heads,
     check_merge,
     checked,
-    float32,
     join_qkv,
     patch_matrix,
     setting,
     split_qkv,
     tensor,
+    vectors,
 )
 from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
 
@@ -145,15 +144,13 @@ def load(file: GGUFFile, config: VisionConfig, device: Device) -> Weights:
         BackendError: the device has too little memory.
     """
     found = checked(file, _modern(dict(file.tensors), config), dict(config.shapes()), PATCH_KERNELS)
-    joined = [join_qkv(found, f"v.blk.{i}.attn_") for i in range(config.n_layer)]
-    patch = patch_matrix(file, *(found.pop(name) for name in PATCH_KERNELS)) * np.float32(GELU_SCALE)
-    computed = {PATCH_KERNELS[0]: Array(patch)}
-    for name in [n for n, t in found.items() if len(t.shape) == 1]:
+    patch = patch_matrix(file, *(found.pop(name) for name in PATCH_KERNELS))
+    computed = {PATCH_KERNELS[0]: Array(patch * np.float32(GELU_SCALE))}
+    for name, array in vectors(file, found).items():
         factor = GELU_SCALE if name.startswith("v.blk.") else 1.0
-        computed[name] = Array(float32(file, found.pop(name)) * np.float32(factor))
-    for prefix in itertools.chain.from_iterable(joined):
-        parts = [computed.pop(f"{prefix}{x}.bias").data for x in "qkv"]
-        computed[f"{prefix}qkv.bias"] = Array(np.concatenate(parts))
+        computed[name] = Array(array.data * np.float32(factor))
+    for i in range(config.n_layer):
+        join_qkv(found, computed, f"v.blk.{i}.attn_")
     return Weights(file, found, computed, device)
 
 
@@ -203,6 +200,27 @@ def positions(grids: Sequence[Grid], merge: int = 2) -> NDArray[np.int32]:
     return np.concatenate([hw.reshape(-1), np.zeros(hw.size, np.int32)])
 
 
+def rotary_heads(
+    g: Graph, layers: Layers, weights: Weights, head_dim: int, x: Tensor, block: str, where: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a block, [head_dim, n_head, n], the first two with 2D rotary positions."""
+    n = x.shape[1]
+
+    def heads(y: Tensor, i: int, parts: int) -> Tensor:
+        # the i-th of the parts that lie beside each other in a row
+        width = y.shape[0] // parts
+        strides = (4 * head_dim, y.strides[1], y.strides[1] * n)
+        return y.view((head_dim, width // head_dim, n), strides, i * 4 * width)
+
+    if f"{block}attn_qkv.weight" in weights:
+        qkv = layers.linear(g, x, f"{block}attn_qkv")
+        q, k, v = (heads(qkv, i, 3) for i in range(3))
+    else:
+        q, k, v = (heads(layers.linear(g, x, f"{block}attn_{name}"), 0, 1) for name in "qkv")
+    sections = [head_dim // 4] * 4
+    return q.rope_vision(where, sections), k.rope_vision(where, sections), v
+
+
 def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
     """The graph for pictures of these grids, packed one after the other.
 
@@ -218,21 +236,10 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     eps = config.eps * GELU_SCALE**2
     scale = 1 / (math.sqrt(config.head_dim) * GELU_SCALE**2)
 
-    def heads(x: Tensor, i: int) -> Tensor:
-        # the i-th of the parts of width n_embd, as [head_dim, n_head, n]
-        size = (config.head_dim, config.n_head, n)
-        return x.view(size, (4 * config.head_dim, x.strides[1], x.strides[1] * n), i * 4 * config.n_embd)
-
     def attention(x: Tensor, block: str) -> Tensor:
-        if f"{block}attn_qkv.weight" in weights:
-            h = layers.norm(g, x, f"{block}ln1", eps, then=f"{block}attn_qkv")
-            qkv = layers.linear(g, h, f"{block}attn_qkv")
-            q, k, v = (heads(qkv, i) for i in range(3))
-        else:
-            h = layers.norm(g, x, f"{block}ln1", eps, then="")
-            q, k, v = (heads(layers.linear(g, h, f"{block}attn_{name}"), 0) for name in ("q", "k", "v"))
-        sections = [config.head_dim // 4] * 4
-        q, k = q.rope_vision(where, sections), k.rope_vision(where, sections)
+        first = "attn_qkv" if f"{block}attn_qkv.weight" in weights else ""
+        h = layers.norm(g, x, f"{block}ln1", eps, then=first and f"{block}{first}")
+        q, k, v = rotary_heads(g, layers, weights, config.head_dim, h, block, where)
         seen = layers.attend(g, q, k, v, runs, scale, then=f"{block}attn_out")
         return layers.linear(g, seen, f"{block}attn_out", residual=x)
 
