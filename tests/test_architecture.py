@@ -120,12 +120,12 @@ def imported_by(statement: str) -> set[str]:
 
 def test_importing_the_runtime_is_light() -> None:
     loaded = imported_by("import qvl.runtime")
-    assert not loaded & {"cv2", "huggingface_hub", "torch", "transformers", "llama_cpp", "rich", "typer"}
+    assert not loaded & {"av", "huggingface_hub", "torch", "transformers", "llama_cpp", "rich", "typer"}
 
 
 def test_help_imports_nothing_heavy() -> None:
     loaded = imported_by("from qvl.cli.main import run; run(['chat', '--help'])")
-    assert not loaded & {"numpy", "cv2", "PIL", "gguf", "llama_cpp", "huggingface_hub"}
+    assert not loaded & {"numpy", "av", "PIL", "gguf", "llama_cpp", "huggingface_hub"}
 
 
 def least_cpu(arguments: list[str], runs: int = 5) -> float:

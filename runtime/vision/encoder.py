@@ -167,7 +167,7 @@ class VisionEncoder:
         """Embeddings of a video: frames at 2 a second, two to a temporal patch.
 
         Args:
-            video: a file that OpenCV reads, a folder of frames, a sequence of pictures, or uint8
+            video: a file that FFmpeg reads, a folder of frames, a sequence of pictures, or uint8
                 [n, h, w, 3].
             options: how to sample it.
             progress: called with the fraction done, to a tenth after every frame read, then after every

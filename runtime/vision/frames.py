@@ -1,29 +1,27 @@
-"""Frames by their place: from a video file through OpenCV, from a folder, or from memory.
-
-OpenCV is imported when the first video file is opened, not before.
-"""
+"""Frames by their place: from a video file, an animated picture, a folder of pictures, or memory."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from qvl.runtime.errors import VideoError
+from qvl.runtime.errors import ImageError, VideoError
 from qvl.runtime.files import open_file
+from qvl.runtime.vision.clip import Clip
 from qvl.runtime.vision.image import HINTS, ImageSource, file_kind, open_picture
 from qvl.runtime.vision.preprocess import Picture
 
 VideoSource: TypeAlias = str | os.PathLike[str] | Sequence[ImageSource] | NDArray[np.uint8]
 """What stands for a video: a file, a folder of frames, frames, or uint8 [n, h, w, 3]."""
 
-_STRIDE_TO_SEEK = 64  # frames; below it decoding on is faster than seeking to a key frame and from there
+_ANIMATED = ("a GIF picture", "a PNG picture", "a WebP picture", "an AVIF picture")
 _PICTURES = frozenset(
     ("avif", "bmp", "gif", "heic", "heif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 )
@@ -37,10 +35,6 @@ class Frames(Protocol):
 
     def read(self, indices: Sequence[int]) -> Iterator[Picture]: ...
     def close(self) -> None: ...
-
-
-class CutShort(Exception):
-    """A file ends before the frame count in its header."""
 
 
 def video_name(source: VideoSource) -> str:
@@ -81,7 +75,9 @@ def open_frames(source: VideoSource, source_fps: float | None = None) -> Frames:
     if kind in ("an empty file", "text", "a web page", "a Git LFS pointer, not the file itself"):
         hint = HINTS.get(kind, "its content is no video, whatever its name says: name the video itself")
         raise VideoError(f"{name}: expected a video, found {kind}", hint=hint)
-    if kind in ("a PNG picture", "a JPEG picture"):
+    if kind in _ANIMATED:
+        return Animation(path, name, kind)
+    if kind.endswith("picture"):
         raise VideoError(f"{name}: expected a video, found {kind}", hint="pass it as a picture (`image`)")
     return Clip(path, name, kind)
 
@@ -108,76 +104,39 @@ class Stills:
         pass
 
 
-class Clip:
-    """A video file through OpenCV's FFmpeg; frames come upright, by the file's rotation."""
+class Animation:
+    """An animated picture; a frame's place is among those in the file, the rate their average.
 
-    fps: float | None
+    Raises:
+        VideoError: it has a single frame, or is damaged.
+    """
 
     def __init__(self, path: Path, name: str, kind: str) -> None:
-        self.path = path.resolve()  # absolute, so that no name reads as one of FFmpeg's protocols
-        self.name = name
-        self.cv2 = _import_cv2()
-        self.capture = self._open()
-        if not self.capture.isOpened():
-            expected = "a video (MP4, MOV, WebM, MKV, AVI, GIF, …)"
-            if kind.endswith("video"):
-                expected, kind = "a video that can be decoded", f"{kind} that cannot"
-            raise VideoError(
-                f"{name}: expected {expected}, found {kind}",
-                hint="it may be damaged or cut short; convert it with ffmpeg",
-            )
-        rate = float(self.capture.get(self.cv2.CAP_PROP_FPS))
-        self.fps = rate if math.isfinite(rate) and rate > 0 else 30.0
-        count = float(self.capture.get(self.cv2.CAP_PROP_FRAME_COUNT))
-        self.n_frames = int(count) if math.isfinite(count) else 0
-        if self.n_frames < 1:  # streams that were recorded live do not know their length
-            self.recount()
+        self._name = name
+        try:
+            self._image = Image.open(path)
+            self.n_frames: int = getattr(self._image, "n_frames", 1)
+            milliseconds = sum(self._duration(at) for at in range(self.n_frames))
+        except Exception as error:  # a plugin that trips over a damaged file raises anything
+            raise VideoError(f"{name}: {kind} that is damaged or cut short: {error}") from error
+        if self.n_frames < 2:
+            self.close()
+            hint = "pass it as a picture (`image`)"
+            raise VideoError(f"{name}: expected a video, found {kind} that does not move", hint=hint)
+        self.fps: float | None = 1000 * self.n_frames / milliseconds if milliseconds > 0 else 10.0
 
-    def recount(self) -> None:
-        """Count the frames that can be decoded, by decoding them all."""
-        self._rewind()
-        self.n_frames = 0
-        while self.capture.grab():
-            self.n_frames += 1
-        self._rewind()
+    def _duration(self, at: int) -> float:
+        self._image.seek(at)
+        shown = float(self._image.info.get("duration", 0))
+        return shown if shown > 10 else 100.0  # as browsers show frames that are said to take no time
 
     def read(self, indices: Sequence[int]) -> Iterator[Picture]:
-        at = 0  # the frame that the next grab gives
-        self._rewind()
         for index in indices:
-            if index - at >= _STRIDE_TO_SEEK and self.capture.set(self.cv2.CAP_PROP_POS_FRAMES, index):
-                at = index
-            frame = None
-            while at <= index:
-                if not self.capture.grab():
-                    raise CutShort
-                at += 1
-            ok, frame = self.capture.retrieve()
-            if not ok or frame is None:
-                raise CutShort
-            yield self.cv2.cvtColor(frame, self.cv2.COLOR_BGR2RGB)
+            try:
+                self._image.seek(index)
+            except Exception as error:
+                raise ImageError(f"frame {index} is damaged: {error}") from error
+            yield open_picture(self._image).copy()
 
     def close(self) -> None:
-        self.capture.release()
-
-    def _open(self) -> Any:
-        capture = self.cv2.VideoCapture(str(self.path), self.cv2.CAP_FFMPEG)
-        capture.set(self.cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-        return capture
-
-    def _rewind(self) -> None:
-        self.capture.release()
-        self.capture = self._open()
-
-
-def _import_cv2() -> Any:
-    """Import OpenCV, with FFmpeg's own messages off: what matters of them is in our errors."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-    try:
-        import cv2
-    except ImportError as error:
-        raise VideoError(
-            f"OpenCV cannot be imported: {error}", hint="pip install opencv-python-headless"
-        ) from error
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
+        self._image.close()

@@ -62,6 +62,7 @@ _KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, magic, what the file i
     (0, b"\x89PNG", "a PNG picture"),
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"GIF8", "a GIF picture"),
+    (8, b"WEBP", "a WebP picture"),
 )
 HINTS = {  # for what is no picture, or none that this Pillow reads
     "a HEIC picture": "install support for it: pip install 'qvl[heif]'",

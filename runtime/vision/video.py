@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl.runtime.errors import Cancelled, ImageError, VideoError
-from qvl.runtime.vision.frames import Clip, CutShort, Frames, VideoSource, open_frames, video_name
+from qvl.runtime.vision.clip import Clip, CutShort
+from qvl.runtime.vision.frames import Frames, VideoSource, open_frames, video_name
 from qvl.runtime.vision.preprocess import Picture, Preprocessor, smart_resize
 
 Progress: TypeAlias = Callable[[float], bool | None]
@@ -164,8 +165,9 @@ def load_video(
     """Sample a video's frames and resize them.
 
     Args:
-        source: a file that OpenCV reads, a folder of pictures (in natural order of their names), a
-            sequence of pictures, or uint8 [n, h, w, 3]. Frames must be of one size.
+        source: a file that FFmpeg reads, an animated picture, a folder of pictures (in natural order of
+            their names), a sequence of pictures, or uint8 [n, h, w, 3]. Pictures must be of one size; a
+            file whose size changes is shown at its first.
         preprocessor: gives the patch geometry and the bound of a frame's area.
         options: see `VideoOptions`.
         progress: called after every frame with the fraction done; returning False stops.
@@ -209,7 +211,7 @@ def _load(
             shown = now
             size = frame_size(*shown, len(indices), preprocessor, options)
             frames = np.empty((len(indices), *size, 3), np.uint8)
-        elif now != shown:
+        elif now != shown and not isinstance(reader, Clip):
             raise VideoError(
                 f"{name}: frame {indices[done]} is {now[1]}x{now[0]}, the first is {shown[1]}x{shown[0]}",
                 hint="all frames must have one size",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.clips import write_clip
 
 from qvl.convert import Converted
 from qvl.runtime import load
@@ -151,11 +152,7 @@ def test_json_that_is_cut_is_a_failure(model: Model, pictures: Path, tmp_path: P
 
 
 def test_videos_are_captioned_as_videos(model: Model, tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
-    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 4, (56, 56))
-    for i in range(8):
-        writer.write(np.full((56, 56, 3), 30 * i, np.uint8))
-    writer.release()
+    write_clip(tmp_path / "clip.avi", [np.full((56, 56, 3), 30 * i, np.uint8) for i in range(8)], fps=4)
     record = captions(model, tmp_path, sampling={"temperature": 0.0})["clip.avi"]
     content = [
         {"type": "video", "video": str(tmp_path / "clip.avi")},

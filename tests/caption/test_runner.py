@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.caption_fakes import PREPROCESSOR, FakeCaptioner, runner, said, write_pictures
+from support.clips import write_clip
 
 from qvl.runtime.activity import Activity
 from qvl.runtime.caption.inputs import Item
@@ -228,12 +229,9 @@ def test_an_interrupt_finishes_what_is_in_flight_and_two_stop_at_once(tmp_path: 
 
 
 def test_videos_say_how_far_they_are_read(tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
-    clip = tmp_path / "clip.mp4"
-    writer = cv2.VideoWriter(str(clip), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 4.0, (84, 56))
-    for i in range(16):
-        writer.write(np.full((56, 84, 3), 15 * i, np.uint8))
-    writer.release()
+    clip = write_clip(
+        tmp_path / "clip.mp4", [np.full((56, 84, 3), 15 * i, np.uint8) for i in range(16)], fps=4
+    )
 
     class Seen(Activity):
         def at(self, what: str, share: float) -> bool:

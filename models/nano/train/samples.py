@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
+import av
 import numpy as np
 from PIL import Image
 
@@ -101,11 +101,13 @@ def movie(name: str, number: int, task: str, question: str) -> Callable[[Path], 
             clip = sample_clip(rng, 16)
         frames = [pixels for pixels, _ in clip.draw(rng)]
         h, w = (v // 2 * 2 for v in frames[0].shape[:2])
-        code = cv2.VideoWriter.fourcc(*("mp4v" if name.endswith(".mp4") else "MJPG"))
-        writer = cv2.VideoWriter(str(out / name), code, 4, (w, h))
-        for frame in frames:
-            writer.write(np.ascontiguousarray(frame[:h, :w, ::-1]))
-        writer.release()
+        with av.open(str(out / name), "w") as file:
+            stream = file.add_stream("mpeg4" if name.endswith(".mp4") else "mjpeg", rate=4)
+            stream.width, stream.height = w, h
+            stream.pix_fmt = "yuv420p" if name.endswith(".mp4") else "yuvj420p"
+            for frame in frames:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:h, :w]))))
+            file.mux(stream.encode())
         return {"video": name, "turns": [[question, clip.qa[0][1][1]]]}
 
     return write
