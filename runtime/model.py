@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -195,6 +195,14 @@ class Model:
         """A bare context on the decoder; options are those of `Context`. The caller closes it."""
         return Context(self.text, n_ctx=n_ctx, threads=self.threads, kv_type=self._kv_type, **options)
 
+    def embedder(self) -> EmbeddingStore:
+        """What makes embeddings of prepared pictures and keeps none; for an `Engine` on a context.
+
+        Raises:
+            InputError: the model was opened without an image encoder.
+        """
+        return EmbeddingStore(_EncoderBackend(self.vision), max_bytes=0)
+
     def generate(self, messages: Sequence[Message], **options: Any) -> Stream:
         """Reply to messages; see `Session.generate`, which says what the options are.
 
@@ -223,14 +231,13 @@ class Model:
             float32 [n_positions, n_vocab], in the order of KV cells.
         """
         units = self._store.units(self.template.render(messages, number_images=number_images))
-        self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
+        encoded = self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
         rows: list[NDArray[np.float32]] = []
         with self.context(n_ctx=n, n_batch=min(n, _LOGIT_ROWS), n_outputs_max=min(n, _LOGIT_ROWS)) as context:
-            for batch, _ in batches(units, self._store, position=0, n_batch=context.n_batch, outputs="all"):
+            for batch in batches(units, encoded.vectors, n_batch=context.n_batch, outputs="all"):
                 context.decode(batch)
                 rows.append(context.logits())
-        self._store.trim()
         return np.concatenate(rows)
 
     def close(self) -> None:
@@ -276,7 +283,5 @@ class _EncoderBackend:
             )
         return preprocessor.image(open_picture(chunk.source))
 
-    def encode_patches(
-        self, inputs: Sequence[Patches], progress: Progress | None = None
-    ) -> list[VisionEmbedding]:
-        return self._encoder.encode_patches(inputs, progress)
+    def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
+        return self._encoder.encode_steps(inputs)

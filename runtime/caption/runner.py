@@ -14,12 +14,12 @@ from typing import Any, Final, Protocol
 
 from qvl.runtime.caption.assemble import Wording
 from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
+from qvl.runtime.caption.captioner import Done, Job
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prepare import Ahead, Prepared, Preparer, Rejected
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import image_seed
 from qvl.runtime.caption.sidecar import Sidecars
-from qvl.runtime.engine.request import Done, Job
 from qvl.runtime.errors import Cancelled
 
 _WAIT: Final = 0.1
@@ -27,7 +27,7 @@ _AHEAD: Final = 6
 
 
 class Captioner(Protocol):
-    """What captions prepared pictures, several at a time (`qvl.runtime.engine.engine.BatchCaptioner`)."""
+    """What captions prepared pictures, several at a time (`qvl.runtime.caption.captioner.BatchCaptioner`)."""
 
     @property
     def free(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvl.runtime.activity import Activity
 from qvl.runtime.caption.bookkeeping import Results, Stop
+from qvl.runtime.caption.captioner import BatchCaptioner, Request
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
 from qvl.runtime.caption.prepare import Preparer, return_large_blocks
@@ -15,8 +16,7 @@ from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.detail.cost import max_pixels
 from qvl.runtime.detail.pace import known_pace
-from qvl.runtime.engine.engine import N_BATCH, BatchCaptioner
-from qvl.runtime.engine.request import Request
+from qvl.runtime.engine.engine import Engine
 from qvl.runtime.grounding.tags import parse_grounding
 from qvl.runtime.resources import default_threads, free_memory
 from qvl.runtime.vision.preprocess import Preprocessor
@@ -151,13 +151,13 @@ def open_captioner(
         max_tokens=options.max_tokens,
         grammar=options.grammar(),
     )
+    context = model.context(n_ctx=parallelism.n_ctx, n_seq_max=parallelism.sequences)
     return BatchCaptioner(
-        model.text,
-        model.vision,
+        Engine(context, model.embedder(), interleave=False),
+        model.text.vocab,
         model.template,
+        model.vision.preprocessor,
         request,
-        parallel=parallelism.sequences,
-        open_context=lambda n: model.context(n_ctx=parallelism.n_ctx, n_seq_max=n, n_batch=N_BATCH),
         cancelled=lambda: stop.now,
         activity=activity,
     )

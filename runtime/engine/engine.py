@@ -1,162 +1,194 @@
-"""Continuous batching: many pictures in one context, each slot refilled as it falls free.
+"""Continuous batching: requests in the slots of one KV cache, read and answered together.
 
-Sequence 0 of the context holds what every prompt begins with, the system prompt and the words before the
-picture. It is computed once; every other sequence begins with a copy, which shares its KV cells. A job
-takes a sequence for each of its samples, and the picture is encoded and read once for all of them.
+A request takes the free slot that shares the longest prefix with it, or a copy of a busy one's prefix; where
+that slot has yet to read the prefix, the request waits until it has. Only what the cache lacks is read.
 
-One `step` encodes and reads the pictures of the jobs that are new, several in one batch where they are
-small, then takes one token further everything that is under way: the words after a picture and the next
-token of every reply go through the model together.
+A step does some of the work of everything under way: some layers of the image encoder, then one batch of
+embeddings and one of tokens, in which the prompts' text and the next token of every reply go through the
+decoder together. Work is done only while somebody steps.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qvl.runtime.activity import Activity
-from qvl.runtime.engine.request import Done, Job, Request
-from qvl.runtime.engine.units import common_prefix
-from qvl.runtime.errors import Cancelled
+from qvl.runtime.engine.batches import Parts, advance, token_batch, vision_batch
+from qvl.runtime.engine.encoding import Embedder, Encoding
+from qvl.runtime.engine.reply import TokenLogprob
+from qvl.runtime.engine.request import Job, Request, Sample
+from qvl.runtime.engine.slot import Slot, Slots
+from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
+from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
+from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.batch import Batch
 from qvl.runtime.llama.context import Context
-from qvl.runtime.llama.model import LlamaModel
-from qvl.runtime.llama.sampler import Sampler
-from qvl.runtime.prompt.chatml import ChatTemplate, TextChunk
-from qvl.runtime.prompt.positions import VisionSpan, mrope_positions
-from qvl.runtime.vision.encoder import VisionEncoder
 
-N_BATCH: Final = 512
-_PREFIX: Final = 0  # the sequence of the shared beginning
-_LOOKING: Final = "looking"
+_STALL_SECONDS: Final = 0.3  # that replies may wait for the prompts read beside them
+_LEAST: Final = 32  # tokens of a prompt read at a time beside replies
 
 
-@dataclass
-class _Slot:
-    """A sequence at work on a sample.
+class Engine:
+    """Answers requests in the slots of a context. Use as a context manager, or call `close`.
 
-    Attributes:
-        queue: tokens that are to be decoded: the prompt's rest, or the one sampled last.
-        position: of the first of them.
-    """
-
-    sequence: int
-    sampler: Sampler
-    queue: list[int]
-    position: int
-    tokens: list[int] = field(default_factory=list)
-    reason: str | None = None
-
-
-@dataclass
-class _Work:
-    """A job under way."""
-
-    job: Job
-    head: list[int]
-    span: VisionSpan
-    tail: list[int]
-    started: float
-    slots: list[_Slot] = field(default_factory=list)
-    n_shared: int = 0
-    embeddings: NDArray[np.float32] | None = None
-
-    @property
-    def n_prompt(self) -> int:
-        return len(self.head) + self.span.n_tokens + len(self.tail)
-
-
-class BatchCaptioner:
-    """Captions up to `parallel` sequences together. Use as a context manager, or call `close`.
+    Any thread may submit and cancel. One thread at a time steps; `turn` sees to that.
 
     Args:
-        open_context: makes the context, given its number of sequences.
-        cancelled: asked during long work; when true, `step` raises Cancelled.
-        activity: told how far the encoder is.
+        context: belongs to the engine from now on; each of its sequences is a slot.
+        embedder: makes the embeddings of vision units.
+        interleave: go on with replies while pictures are encoded and long prompts are read. Without it new
+            pictures come first, all of them, so that more replies are then written together.
 
     Attributes:
         seconds: spent in encode, prefill and generate.
     """
 
-    def __init__(
-        self,
-        text: LlamaModel,
-        vision: VisionEncoder,
-        template: ChatTemplate,
-        request: Request,
-        *,
-        parallel: int,
-        open_context: Callable[[int], Context],
-        cancelled: Callable[[], bool] | None = None,
-        activity: Activity | None = None,
-    ) -> None:
-        self.request = request
-        self._activity = activity or Activity()
+    def __init__(self, context: Context, embedder: Embedder, *, interleave: bool = True) -> None:
         self.seconds = {"encode": 0.0, "prefill": 0.0, "generate": 0.0}
-        self._text, self._vision, self._template = text, vision, template
-        self._cancelled = cancelled or (lambda: False)
-        self._context = open_context(parallel + 1)
-        self._sequences = list(range(parallel, _PREFIX, -1))  # those that are free
-        self._waiting: deque[_Work] = deque()
-        self._working: list[_Work] = []
-        self._failed: list[Done] = []
-        self._prefix: list[int] = []
-        self._start = text.vocab.tokenize(request.start)
+        self._context = context
+        self._vocab = context.model.vocab
+        self._slots = Slots(context, can_cut=context.model.hparams.architecture.can_rewind)
+        self._encoding = Encoding(embedder)
+        self._interleave = interleave
+        self._waiting: deque[Job] = deque()
+        self._ended: list[Job] = []
+        self._token_seconds = 0.0  # of a prompt, estimated
+        self._turn = threading.Condition()
+        self._stepping = False
+        self._closed = False
 
-    # the runner's side -----------------------------------------------------------------------------
+    @property
+    def n_ctx(self) -> int:
+        """KV cells, for all slots together."""
+        return self._context.n_ctx
+
+    @property
+    def n_cached(self) -> int:
+        """KV cells in use."""
+        return self._slots.n_used
 
     @property
     def free(self) -> int:
-        """Jobs it would take now."""
-        wanted = sum(len(work.job.seeds) for work in self._waiting)
-        return max(0, len(self._sequences) - wanted)
+        """Samples for which there is a slot now."""
+        wanted = sum(max(1, len(job.samples)) for job in tuple(self._waiting))
+        return max(0, len(self._slots.free) - wanted)
 
     @property
     def busy(self) -> bool:
-        """Whether it has jobs that are not done."""
-        return bool(self._waiting or self._working or self._failed)
+        """Whether there are jobs that have not ended."""
+        return bool(self._waiting or self._ended or self._slots.busy)
 
-    def submit(self, job: Job) -> None:
-        """Take a job. One that cannot fit the context comes back as failed at the next step."""
-        work = self._work(job)
-        cells = self._cells(work)
-        if cells > self._context.n_ctx - len(self._prefix):
-            self._failed.append(Done(job.key, error=self._too_large(work, cells)))
-        else:
-            self._waiting.append(work)
+    @property
+    def encoding(self) -> float | None:
+        """How much of the pictures in the encoder is done; None when there are none."""
+        return self._encoding.share
 
-    def step(self) -> list[Done]:
-        """Take everything one token further, new jobs up to their first.
+    # requests --------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, cancelled: threading.Event | None = None) -> Job:
+        """Take a request; work on it begins with the next step.
+
+        Args:
+            cancelled: set it to end the job, as `Job.cancel` does.
 
         Raises:
-            Cancelled: asked to stop. BackendError: the model failed.
+            InputError: an empty prompt, or more samples than slots.
+            ContextFullError: the prompt can never fit.
+            BackendError: the engine is closed.
         """
-        done, self._failed = self._failed, []
-        self._admit()
-        if self._working:
-            self._advance()
-        for work in [work for work in self._working if all(slot.reason for slot in work.slots)]:
-            self._working.remove(work)
-            done.append(self._done(work))
-        return done
+        if self._closed:
+            raise BackendError("the engine is closed")
+        n = max(1, len(request.samplers))
+        if not request.units or n > len(self._slots.all):
+            raise InputError(
+                f"a prompt of {len(request.units)} units and {n} replies, expected at least 1 unit and at "
+                f"most {len(self._slots.all)} replies"
+            )
+        job = Job.of(request, self._vocab, cancelled)
+        if job.prompt_tokens + (n if n > 1 else 0) > self.n_ctx:
+            raise ContextFullError(
+                f"the prompt takes {job.prompt_tokens} tokens, the context holds {self.n_ctx}",
+                n_tokens=job.prompt_tokens, n_ctx=self.n_ctx, hint="use a larger context",
+            )  # fmt: skip
+        self._waiting.append(job)
+        return job
+
+    def turn(self, job: Job) -> None:
+        """Do a step for a job that is not done, or wait while another thread does one."""
+        with self._turn:
+            if self._stepping:
+                self._turn.wait()
+                return
+            self._stepping = True
+        try:
+            if not job.done:
+                self.step()
+        finally:
+            with self._turn:
+                self._stepping = False
+                self._turn.notify_all()
+
+    def step(self, cancelled: Callable[[], bool] = lambda: False) -> list[Job]:
+        """Do some of the work under way.
+
+        Args:
+            cancelled: asked every 50 ms; when true, the step ends early.
+
+        Returns:
+            The jobs that have ended since the last step. What went wrong with one is in its `error`.
+
+        Raises:
+            KeyboardInterrupt: once the step is over; the jobs are as they were, and can go on.
+        """
+        with held_interrupts() as pressed:
+            self._drop()
+            if self._closed:
+                return []
+            self._follow()
+            self._admit()
+            encoding = self._encode()
+            if self._interleave or not encoding:
+                self._decode(lambda: pressed() or cancelled())
+            ended, self._ended = self._ended, []
+            return ended
+
+    def clear(self) -> None:
+        """Forget what the free slots hold."""
+        with self._alone():
+            self._drop()
+            for slot in self._slots.free:
+                self._slots.cut(slot, 0)
 
     def close(self) -> None:
-        """Free the context and what is under way."""
-        for slot in self._slots():
-            slot.sampler.close()
-        self._working.clear()
-        self._waiting.clear()
-        self._context.close()
+        """End all jobs as cancelled, and free the context. Doing it twice is harmless."""
+        self._closed = True
+        with self._alone():
+            self._drop()
+            self._encoding.close()
+            self._context.close()
 
-    def __enter__(self) -> BatchCaptioner:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads from stepping."""
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            self._stepping = True
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._stepping = False
+                self._turn.notify_all()
+
+    def __enter__(self) -> Engine:
         return self
 
     def __exit__(
@@ -164,199 +196,184 @@ class BatchCaptioner:
     ) -> None:
         self.close()
 
-    # jobs ------------------------------------------------------------------------------------------
+    # slots -----------------------------------------------------------------------------------------
 
-    def _work(self, job: Job) -> _Work:
-        texts = [{"type": "text", "text": text} if text else None for text in (job.before, job.after)]
-        parts = [part for part in (texts[0], {"type": job.kind, job.kind: job.frames}, texts[1]) if part]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
-        if self.request.system is not None:
-            messages.insert(0, {"role": "system", "content": self.request.system})
-        head, _, tail = self._template.render(messages)
-        assert isinstance(head, TextChunk) and isinstance(tail, TextChunk)
-        frames = -(-len(job.frames) // self._vision.preprocessor.temporal_patch_size)
-        factor = self._vision.preprocessor.factor
-        span = VisionSpan(frames, job.frames.shape[1] // factor, job.frames.shape[2] // factor)
-        return _Work(job, list(head.tokens), span, [*tail.tokens, *self._start], time.perf_counter())
+    def _drop(self) -> None:
+        """End the jobs that were cancelled."""
+        jobs = dict.fromkeys((*self._waiting, *(slot.job for slot in self._slots.busy)))
+        for job in jobs:
+            if job is not None and (job.cancelled.is_set() or self._closed):
+                self._end(job)
 
-    def _cells(self, work: _Work) -> int:
-        """KV cells that a job takes at most, without the shared beginning."""
-        shared = common_prefix(self._prefix, work.head)
-        replies = len(work.job.seeds) * (self.request.max_tokens + 1)
-        return work.n_prompt - shared + replies
-
-    def _too_large(self, work: _Work, cells: int) -> str:
-        n, n_ctx = work.span.n_tokens, self._context.n_ctx
-        area = (n_ctx - len(self._prefix) - (cells - n)) * self._vision.preprocessor.factor**2
-        smaller = f"`max_pixels` {area} would fit, or " if area > 0 else ""
-        return (
-            f"the {work.job.kind} with its words and replies takes {cells} tokens ({n} of them its own), "
-            f"the context holds {n_ctx}: {smaller}a larger context (`n_ctx`)"
-        )
+    def _follow(self) -> None:
+        """Copy what leaders have read by now; a job whose leader has gone is admitted anew."""
+        for slot in self._slots.busy:
+            job = slot.job
+            if slot.leader is not None and job is not None and not self._slots.follow(slot):
+                for each in self._of(job):
+                    self._slots.release(each)
+                self._waiting.appendleft(job)
 
     def _admit(self) -> None:
-        """Begin the jobs for which there are sequences and cells."""
-        new: list[_Work] = []
-        used = len(self._prefix) + sum(map(self._cells, self._working))
-        while self._waiting and len(self._waiting[0].job.seeds) <= len(self._sequences):
-            cells = self._cells(self._waiting[0])
-            if used + cells > self._context.n_ctx and used > len(self._prefix):
-                break
-            used += cells
-            work = self._waiting.popleft()
-            self._begin(work)
-            new.append(work)
-        if new:
-            self._encode(new)
-            self._read(new)
+        """Give slots to the jobs that wait, in order, while there are slots and cells."""
+        while self._waiting:
+            job = self._waiting[0]
+            n = len(job.samples)
+            room = (self.n_ctx - job.prompt_tokens) // max(1, n)
+            most = len(job.request.units) - (n > 0)  # the last one goes through again, for what follows it
+            limit = job.prompt_tokens + min(room, job.request.max_tokens if n else 0)
+            slots = self._slots.take(job.request.units, max(1, n), limit, most)
+            if slots is None:
+                return
+            self._waiting.popleft()
+            for slot, sample in zip(slots, job.samples or (None,), strict=True):
+                slot.job, slot.sample = job, sample
+            job.cached_tokens = job.prompt_tokens - n_cells(slots[0].queue)
+            if slots[0].leader is not None:
+                job.cached_tokens = slots[0].shared
+            if not slots[0].queue:
+                self._end(job)
 
-    def _begin(self, work: _Work) -> None:
-        sampling, vocab = self.request.sampling, self._text.vocab
-        work.started = time.perf_counter()
-        for seed in work.job.seeds:
-            sampler = Sampler(vocab, replace(sampling, seed=seed), self.request.grammar)
-            work.slots.append(_Slot(self._sequences.pop(), sampler, [], 0))
-        self._working.append(work)
+    def _of(self, job: Job) -> list[Slot]:
+        return [slot for slot in self._slots.all if slot.job is job]
 
-    def _done(self, work: _Work) -> Done:
-        texts, reasons = [], []
-        for slot in work.slots:
-            self._context.remove(slot.sequence, 0)
-            self._sequences.append(slot.sequence)
-            slot.sampler.close()
-            texts.append(self._text.vocab.detokenize(slot.tokens))
-            reasons.append(slot.reason or "stop")
-        return Done(
-            work.job.key,
-            tuple(texts),
-            tuple(reasons),
-            work.n_prompt,
-            sum(len(slot.tokens) for slot in work.slots),
-            time.perf_counter() - work.started,
-        )
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Free what a job has; samples that have not ended were cancelled."""
+        for slot in self._of(job):
+            self._slots.release(slot, job.request.keep)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        job.end("cancelled", error)
+        self._ended.append(job)
+        self._forget_vectors()
 
-    def _slots(self) -> Iterator[_Slot]:
-        return chain.from_iterable(work.slots for work in self._working)
+    # pictures --------------------------------------------------------------------------------------
 
-    # the prompt ------------------------------------------------------------------------------------
+    @property
+    def _reading(self) -> list[Slot]:
+        return [slot for slot in self._slots.busy if slot.queue and slot.leader is None]
 
-    def _encode(self, new: Sequence[_Work]) -> None:
-        started = time.perf_counter()
-        patches = [self._vision.preprocessor.patchify(work.job.frames) for work in new]
-        made = self._vision.encode_patches(patches, self._looking)
-        self._activity.over(_LOOKING)
-        for work, embedding in zip(new, made, strict=True):
-            work.embeddings = embedding.embeddings
-        self.seconds["encode"] += time.perf_counter() - started
+    def _encode(self) -> bool:
+        """Encode some of what is needed; False when nothing is."""
+        wanted: dict[Job, list[VisionUnit]] = {}
+        for slot in self._reading:
+            units = [unit for unit in slot.queue if isinstance(unit, VisionUnit)]
+            if units and slot.job is not None:
+                wanted[slot.job] = units
+        seconds, failed = self._encoding.advance(wanted)
+        self.seconds["encode"] += seconds
+        for job, error in failed:
+            self._end(job, error)
+        return self._encoding.share is not None
 
-    def _looking(self, share: float) -> bool:
-        self._activity.at(_LOOKING, share)
-        return not self._cancelled()
-
-    def _read(self, new: Sequence[_Work]) -> None:
-        """Bring the new jobs' sequences to the end of their pictures, and queue the words that follow."""
-        started = time.perf_counter()
-        if not self._prefix:
-            self._prefix = new[0].head
-            for i in range(0, len(self._prefix), N_BATCH):
-                self._decode(Batch.of_tokens(self._prefix[i : i + N_BATCH], i, _PREFIX))
-        rows: list[tuple[NDArray[np.float32], NDArray[np.int32], int]] = []
-        for work in new:
-            first = work.slots[0]
-            work.n_shared = common_prefix(self._prefix, work.head)
-            self._context.copy(_PREFIX, first.sequence)
-            self._context.remove(first.sequence, work.n_shared)
-            for i in range(work.n_shared, len(work.head), N_BATCH):
-                self._decode(Batch.of_tokens(work.head[i : i + N_BATCH], i, first.sequence))
-            positions, first.position = mrope_positions([work.span], len(work.head))
-            assert work.embeddings is not None
-            rows.append((work.embeddings, positions, first.sequence))
-            first.queue = work.tail
-            work.embeddings = None
-        for batch in _embedding_batches(rows):
-            self._decode(batch)
-        for work in new:
-            first, *others = work.slots
-            for slot in others:
-                self._context.copy(first.sequence, slot.sequence)
-                slot.queue, slot.position = list(first.queue), first.position
-        self.seconds["prefill"] += time.perf_counter() - started
+    def _forget_vectors(self) -> None:
+        self._encoding.keep(unit for slot in self._slots.busy for unit in slot.queue)
 
     # tokens ----------------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        """Decode what every sequence has queued, and sample the next token of each."""
-        active = [slot for slot in self._slots() if slot.reason is None]
-        n_read = sum(len(slot.queue) for slot in active if not slot.tokens)
-        n_all = sum(len(slot.queue) for slot in active)
-        started = time.perf_counter()
-        for parts in _token_batches(active):
-            self._decode(_as_batch(parts))
-            row = -1
-            for slot, tokens in parts:
-                row += len(tokens)
-                slot.position += len(tokens)
-                slot.queue = slot.queue[len(tokens) :]
-                if not slot.queue:
-                    self._take(slot, slot.sampler.sample(self._context, row))
-        seconds = time.perf_counter() - started
-        self.seconds["prefill"] += seconds * n_read / n_all
-        self.seconds["generate"] += seconds * (n_all - n_read) / n_all
-
-    def _take(self, slot: _Slot, token: int | None) -> None:
-        if token is None or token in self._text.vocab.end_tokens:
-            slot.reason = "stop"
+    def _decode(self, cancelled: Callable[[], bool]) -> None:
+        """Decode one batch of embeddings and one of tokens; without interleaving only one of the two."""
+        slots = self._reading
+        replies = [slot for slot in slots if self._writes(slot)]
+        prompts = [slot for slot in slots if not self._writes(slot)]
+        limit = self._context.n_batch
+        if replies and self._interleave and self._token_seconds:
+            limit = min(limit, max(_LEAST, int(_STALL_SECONDS / self._token_seconds)))
+        found = vision_batch(prompts, self._encoding.vectors, limit)
+        if found is not None and not (self._run(*found, cancelled) and self._interleave):
             return
-        slot.tokens.append(token)
-        slot.queue = [token]
-        if len(slot.tokens) >= self.request.max_tokens:
-            slot.reason = "length"
+        prompts = [slot for slot in self._reading if not self._writes(slot)]
+        found = token_batch([*replies, *prompts], min(limit + len(replies), self._context.n_batch))
+        if found is not None:
+            self._run(*found, cancelled)
 
-    def _decode(self, batch: Batch) -> None:
-        if self._cancelled():
-            raise Cancelled("stopped at once")
-        self._context.decode(batch, self._cancelled)
+    def _writes(self, slot: Slot) -> bool:
+        return slot.sample is not None and bool(slot.sample.tokens)
 
+    def _run(self, batch: Batch, parts: Parts, cancelled: Callable[[], bool]) -> bool:
+        """Decode a batch, and sample where a queue has come to its end; False if it was stopped."""
+        jobs = {slot.job: None for slot, _ in parts if slot.job is not None}
+        reading = [job for job in jobs if not job.started]
+        started = time.perf_counter()
+        try:
+            self._context.decode(batch, lambda: cancelled() or any(job.cancelled.is_set() for job in reading))
+        except Exception as e:
+            for slot, _ in parts:
+                self._restore(slot)
+            if not isinstance(e, Cancelled):
+                for job in jobs:
+                    self._end(job, e)
+            return False
+        seconds = time.perf_counter() - started
+        self._account(batch, parts, seconds)
+        rows = np.cumsum([n for _, n in parts]) - 1
+        ready = [(slot, int(row)) for (slot, n), row in zip(parts, rows, strict=True) if advance(slot, n)]
+        for slot, row in ready:
+            self._go_on(slot, row)
+        if batch.embeddings is not None:
+            self._forget_vectors()
+        return True
 
-def _embedding_batches(
-    rows: Iterable[tuple[NDArray[np.float32], NDArray[np.int32], int]],
-) -> Iterator[Batch]:
-    """Vision spans of several sequences, end to end, in batches of at most N_BATCH."""
-    parts = list(rows)
-    embeddings = np.concatenate([e for e, _, _ in parts])
-    positions = np.concatenate([p for _, p, _ in parts], axis=1)
-    sequences = np.repeat([s for _, _, s in parts], [len(e) for e, _, _ in parts]).astype(np.int32)
-    for i in range(0, len(embeddings), N_BATCH):
-        part = slice(i, i + N_BATCH)
-        n = len(embeddings[part])
-        yield Batch(None, embeddings[part], positions[:, part], sequences[part], np.zeros(n, np.bool_))
+    def _restore(self, slot: Slot) -> None:
+        """Make a slot as it was before the batch that failed."""
+        if self._slots.can_cut:
+            self._slots.cut(slot, len(slot.units))
+        else:
+            queue: list[Unit] = [*slot.units, *slot.queue]
+            self._slots.cut(slot, 0)
+            slot.queue = queue
 
+    def _account(self, batch: Batch, parts: Parts, seconds: float) -> None:
+        read = sum(n for slot, n in parts if not self._writes(slot))
+        share = read / len(batch)
+        self.seconds["prefill"] += seconds * share
+        self.seconds["generate"] += seconds * (1 - share)
+        if read >= _LEAST:
+            self._token_seconds = seconds / len(batch)
+        for job, slot, n in {slot.job: (slot.job, slot, n) for slot, n in parts}.values():
+            if job is None:
+                continue
+            if self._writes(slot):
+                job.generate_seconds += seconds
+            else:
+                job.prefill_seconds += seconds
+                job.read_tokens += n
+                total = job.prompt_tokens - job.cached_tokens
+                job.progress.append(("prefill", min(1.0, job.read_tokens / max(1, total))))
 
-def _token_batches(slots: Iterable[_Slot]) -> Iterator[list[tuple[_Slot, list[int]]]]:
-    """What the slots have queued, in batches of at most N_BATCH tokens, several slots to a batch."""
-    parts: list[tuple[_Slot, list[int]]] = []
-    room = N_BATCH
-    for slot in slots:
-        queue = list(slot.queue)
-        while queue:
-            piece, queue = queue[:room], queue[room:]
-            parts.append((slot, piece))
-            room -= len(piece)
-            if room == 0:
-                yield parts
-                parts, room = [], N_BATCH
-    if parts:
-        yield parts
+    def _go_on(self, slot: Slot, row: int) -> None:
+        """The slot has read its queue: sample what follows, for all samples if it was the prompt."""
+        job = slot.job
+        if job is None:
+            return
+        slots = [slot]
+        if not job.started:
+            job.started = True
+            slots = self._of(job)
+            for other in slots[1:]:
+                self._slots.copy(slot, other, len(slot.units))
+        for each in slots:
+            if each.sample is not None:
+                started = time.perf_counter()
+                self._sample(each, each.sample, row)
+                job.generate_seconds += time.perf_counter() - started
+        if all(sample.reason is not None for sample in job.samples):
+            self._end(job)
 
-
-def _as_batch(parts: Sequence[tuple[_Slot, list[int]]]) -> Batch:
-    tokens = np.fromiter(chain.from_iterable(piece for _, piece in parts), np.int32)
-    positions = np.concatenate(
-        [np.arange(slot.position, slot.position + len(piece), dtype=np.int32) for slot, piece in parts]
-    )
-    counts = [len(piece) for _, piece in parts]
-    sequences = np.repeat([slot.sequence for slot, _ in parts], counts).astype(np.int32)
-    outputs = np.zeros(len(tokens), np.bool_)
-    ends = np.cumsum(counts) - 1
-    outputs[ends] = [len(piece) == len(slot.queue) for slot, piece in parts]
-    return Batch(tokens, None, positions, sequences, outputs)
+    def _sample(self, slot: Slot, sample: Sample, row: int) -> None:
+        job = slot.job
+        assert job is not None
+        token = sample.sampler.sample(self._context, row)
+        if token is None or token in self._vocab.end_tokens:
+            sample.finish("stop")
+        else:
+            n = job.request.logprobs
+            logprob = None if n is None else TokenLogprob.of(self._context.row(row), token, n)
+            if sample.add(token, logprob):
+                sample.finish("stop")
+            elif len(sample.tokens) >= job.request.max_tokens or slot.n_cells >= slot.limit:
+                sample.finish("length")
+            else:
+                slot.queue = [token]
+        if sample.reason is not None:
+            self._slots.release(slot, job.request.keep)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qvl.runtime.errors import Cancelled, QvlError
 
@@ -17,15 +17,41 @@ Progress: TypeAlias = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was, before any sampler changed its odds.
+
+    Attributes:
+        top: the likeliest tokens with their log probabilities, best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
+        """From the logits that it was sampled from: float32 [n_vocab]."""
+        logprobs = logits.astype(np.float64) - float(logits.max())
+        logprobs -= np.log(np.exp(logprobs).sum())
+        best = np.argpartition(-logprobs, n_top)[:n_top]
+        top = sorted(((int(i), float(logprobs[i])) for i in best), key=lambda entry: -entry[1])
+        return cls(token, float(logprobs[token]), tuple(top))
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of a reply: text, and the tokens it came from.
 
     A token's text can be held back until its last byte, or until it is clear that no stop string begins
     with it; then the next piece has several tokens.
+
+    Attributes:
+        logprobs: of the tokens, where they were asked for.
     """
 
     text: str
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,51 +144,17 @@ class Reply:
         )
 
 
-@dataclass
-class Draft:
-    """A reply while it is made: what `Reply` has, growing."""
+class Draft(Protocol):
+    """A reply while it is made, as a stream sees it."""
 
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    image_tokens: int = 0
-    cached_tokens: int = 0
-    images_encoded: int = 0
-    tokens_by_image: tuple[int, ...] = ()
-    encode_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    generate_seconds: float = 0.0
-    seed: int | None = None
-    dropped_messages: int = 0
-    cancel: threading.Event = field(default_factory=threading.Event)
+    @property
+    def dropped_messages(self) -> int: ...
 
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Add the seconds that the body takes to the attribute of that name."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+    def cancel(self) -> None:
+        """End it at the next step."""
 
     def reply(self, reason: FinishReason) -> Reply:
         """The reply as it stands."""
-        return Reply(
-            text=self.text,
-            tokens=tuple(self.tokens),
-            finish_reason=reason,
-            usage=Usage(
-                self.prompt_tokens,
-                self.image_tokens,
-                self.cached_tokens,
-                len(self.tokens),
-                self.images_encoded,
-                self.tokens_by_image,
-            ),
-            timings=Timings(self.encode_seconds, self.prefill_seconds, self.generate_seconds),
-            seed=self.seed,
-            dropped_messages=self.dropped_messages,
-        )
 
 
 class Stream(Iterator[Piece]):
@@ -205,7 +197,7 @@ class Stream(Iterator[Piece]):
 
     def cancel(self) -> None:
         """End the reply here; any thread may call it. A finished reply stays as it is."""
-        self._draft.cancel.set()
+        self._draft.cancel()
 
     def result(self) -> Reply:
         """The finished reply; what is still missing of it is made first.

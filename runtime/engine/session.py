@@ -1,24 +1,25 @@
-"""One conversation in a KV cache: what it holds is never computed again.
+"""Conversations on an engine: messages to units, what fits the context, and the tokens of earlier replies.
 
-The messages of a turn are rendered whole, and compared with what the cache holds, unit by unit (a unit is
-a text token or a whole vision span). From the first difference on the cache is cut back and the rest is
-prefilled. So a new turn costs its own tokens, and editing or undoing one is nothing but sending other
-messages.
+The messages of a turn are rendered whole; the engine compares them with what its slots hold and reads the
+rest. So a new turn costs its own tokens, and editing or undoing one is nothing but sending other messages.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-from qvl.runtime.engine.batches import batches
+from qvl.runtime.engine.engine import Engine
 from qvl.runtime.engine.fit import Fitter
-from qvl.runtime.engine.reply import Draft, FinishReason, Piece, Progress, Stream
+from qvl.runtime.engine.reply import FinishReason, Piece, Progress, Reply, Stream, Timings, Usage
+from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.store import EmbeddingStore
-from qvl.runtime.engine.text import ReplyText, StopStrings
-from qvl.runtime.engine.units import Unit, VisionUnit, common_prefix, n_cells, n_positions, n_vision_cells
+from qvl.runtime.engine.text import StopStrings
+from qvl.runtime.engine.units import Unit, VisionUnit, n_vision_cells
 from qvl.runtime.errors import Cancelled, InputError
 from qvl.runtime.grammar.schema import schema_to_grammar
 from qvl.runtime.llama.context import Context
@@ -33,9 +34,11 @@ _MAX_REPLIES: Final = 256
 class Session:
     """A conversation, or any sequence of prompts that share beginnings.
 
-    Threads take turns: a `prefill` in the background and a `generate` may overlap, one waits for the other.
+    Safe for threads: where the context has one slot their requests queue, with several they run together.
+    A stream that a thread has not read to its end ends when the same thread reads another.
 
     Attributes:
+        engine: the slots of the context.
         on_drop: called with the number of messages when the oldest had to go because the context is full.
     """
 
@@ -47,29 +50,27 @@ class Session:
         defaults: Sampling | None = None,
         on_drop: Callable[[int], None] | None = None,
     ) -> None:
-        """The context belongs to the session from now on; its sequence 0 is used."""
+        """The context belongs to the session from now on; each of its sequences is a slot."""
+        self.engine = Engine(context, store)
         self.on_drop = on_drop
-        self._context = context
+        self._vocab = context.model.vocab
         self._store = store
         self._template = template
         self._defaults = defaults or Sampling()
         self._fitter = Fitter(context.n_ctx)
-        self._lock = threading.RLock()
-        self._units: list[Unit] = []
-        self._n_cells = self._position = 0  # of the units
+        self._lock = threading.RLock()  # of the fitter, the replies and the drafts
         self._replies: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        self._turn = 0
-        self._current: Draft | None = None
+        self._drafts: dict[int, _Draft] = {}  # by thread
 
     @property
     def n_ctx(self) -> int:
         """KV cells of the context."""
-        return self._context.n_ctx
+        return self.engine.n_ctx
 
     @property
     def n_cached(self) -> int:
         """KV cells in use."""
-        return self._n_cells
+        return self.engine.n_cached
 
     def prefill(
         self,
@@ -91,13 +92,18 @@ class Session:
             Cancelled: it was stopped.
             PromptError, ImageError, ContextFullError: as `generate`.
         """
-        draft = Draft(cancel=cancel or threading.Event())
-        with self._lock:
-            self._begin(draft)
+        draft = _Draft(cancelled=cancel or threading.Event())
+        with self._current(draft):
             reserve = min(MAX_TOKENS, self.n_ctx // 8)
             units = self._read(messages, draft, reserve, progress, number_images, complete=False)
-            self._bring(units, draft, progress, logits=False)
-        return draft.prompt_tokens - draft.cached_tokens
+            job = draft.job = self.engine.submit(Request(units), draft.cancelled)
+            for _ in self._pieces(job, progress):
+                pass
+        if job.error is not None:
+            raise job.error
+        if job.read_tokens < job.prompt_tokens - job.cached_tokens:
+            raise Cancelled("stopped while reading the prompt")
+        return job.prompt_tokens - job.cached_tokens
 
     def generate(
         self,
@@ -144,99 +150,93 @@ class Session:
         )  # fmt: skip
         if schema is not None:
             grammar = schema_to_grammar(schema)
-        stops = StopStrings(stop)
-        sampler = Sampler(self._context.model.vocab, sampling, grammar)
-        draft = Draft(seed=sampler.seed)
-        steps = self._steps(messages, draft, sampler, stops, max_tokens, number_images, progress)
+        StopStrings(stop)  # raises for what cannot be used
+        sampler = Sampler(self._vocab, sampling, grammar)
+        draft = _Draft(threading.Event(), sampler.seed)
+        steps = self._steps(messages, draft, sampler, tuple(stop), max_tokens, number_images, progress)
         return Stream(steps, draft)
 
     def clear(self) -> None:
         """Forget the conversation. The embeddings of its pictures stay at hand."""
         with self._lock:
-            self._turn += 1
+            for draft in self._drafts.values():
+                draft.cancel()
             self._replies.clear()
             self._fitter.forget()
-            self._rewind(0)
+        self.engine.clear()
 
     def close(self) -> None:
         """Free the context; what is under way is called off. Doing it twice is harmless."""
-        if self._current is not None:
-            self._current.cancel.set()
-        with self._lock:
-            self._turn += 1
-            self._context.close()
-
-    def _begin(self, draft: Draft) -> int:
-        """Take the cache over: a stream that has not ended by now ends."""
-        self._turn += 1
-        self._current = draft
-        return self._turn
+        self.engine.close()
 
     # -- the reply
 
     def _steps(
         self,
         messages: Sequence[Message],
-        draft: Draft,
+        draft: _Draft,
         sampler: Sampler,
-        stops: StopStrings,
+        stop: tuple[str, ...],
         max_tokens: int,
         number_images: bool,
         progress: Progress | None,
     ) -> Generator[Piece, None, FinishReason]:
-        with sampler:
-            with self._lock:
-                turn = self._begin(draft)
-                reserve = min(max_tokens, self.n_ctx // 8)
-                units = self._read(messages, draft, reserve, progress, number_images, complete=True)
-                self._bring(units, draft, progress, logits=True)
-            text = ReplyText(self._context.model.vocab.decoder(), stops, draft)
+        with self._current(draft):
+            reserve = min(max_tokens, self.n_ctx // 8)
+            units = self._read(messages, draft, reserve, progress, number_images, complete=True)
+            request = Request(units, (sampler,), max_tokens, stop)
+            job = draft.job = self.engine.submit(request, draft.cancelled)
             try:
-                reason = yield from self._sample(sampler, text, draft, max_tokens, turn)
-                if piece := text.finish():
-                    yield piece
-                return reason
+                yield from self._pieces(job, progress)
             finally:
-                self._remember(draft)
+                draft.cancel()  # where it has not ended, nobody reads it any more
+                self._remember(job.samples[0].text, job.samples[0].tokens)
+            if job.error is not None:
+                raise job.error
+            return job.samples[0].reason or "cancelled"
 
-    def _sample(
-        self, sampler: Sampler, text: ReplyText, draft: Draft, max_tokens: int, turn: int
-    ) -> Generator[Piece, None, FinishReason]:
-        ends = self._context.model.vocab.end_tokens
+    def _pieces(self, job: Job, progress: Progress | None) -> Iterator[Piece]:
+        """Step the engine until the job is done."""
         while True:
-            with self._lock, draft.clock("generate_seconds"):
-                if draft.cancel.is_set() or turn != self._turn:
-                    return "cancelled"
-                token = sampler.sample(self._context)
-                if token is None or token in ends:
-                    return "stop"
-                draft.tokens.append(token)
-                piece = text.feed(token)
-                full = len(draft.tokens) >= max_tokens or self.n_cached >= self.n_ctx
-                if not (text.cut or full):
-                    self._context.decode_tokens([token], self._position, outputs="last")
-                    self._hold([token])
-            if piece is not None:
-                yield piece
-            if text.cut:
-                return "stop"
-            if full:
-                return "length"
+            while job.samples and job.samples[0].pieces:
+                yield job.samples[0].pieces.popleft()
+            if job.done:
+                return
+            self.engine.turn(job)
+            while progress is not None and job.progress:
+                progress(*job.progress.popleft())
 
-    def _remember(self, draft: Draft) -> None:
+    @contextmanager
+    def _current(self, draft: _Draft) -> Iterator[None]:
+        """While the body runs, this is what the thread reads; what it has left unread ends."""
+        thread = threading.get_ident()
+        with self._lock:
+            left = self._drafts.pop(thread, None)
+            self._drafts[thread] = draft
+        if left is not None:
+            left.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._drafts.get(thread) is draft:
+                    del self._drafts[thread]
+
+    def _remember(self, text: str, tokens: Sequence[int]) -> None:
         """Keep the tokens of a reply, so that its text is not tokenized another way in the next prompt."""
-        if draft.tokens and self._context.model.vocab.detokenize(draft.tokens) == draft.text:
-            self._replies[draft.text] = tuple(draft.tokens)
-            self._replies.move_to_end(draft.text)
-            if len(self._replies) > _MAX_REPLIES:
-                self._replies.popitem(last=False)
+        if tokens and self._vocab.detokenize(tokens) == text:
+            with self._lock:
+                self._replies[text] = tuple(tokens)
+                self._replies.move_to_end(text)
+                if len(self._replies) > _MAX_REPLIES:
+                    self._replies.popitem(last=False)
 
     # -- the prompt
 
     def _read(
         self,
         messages: Sequence[Message],
-        draft: Draft,
+        draft: _Draft,
         reserve: int,
         progress: Progress | None,
         number_images: bool,
@@ -252,77 +252,61 @@ class Session:
             )
             return self._store.units(chunks, watch)
 
-        with draft.clock("encode_seconds"):
+        started = time.perf_counter()
+        with self._lock:
             fitted = self._fitter.fit(messages, units_of, reserve)
+        draft.read_seconds += time.perf_counter() - started
         draft.dropped_messages = fitted.n_dropped
         if fitted.n_new and self.on_drop is not None:
             self.on_drop(fitted.n_dropped)
         return fitted.units
 
-    def _bring(self, units: list[Unit], draft: Draft, progress: Progress | None, *, logits: bool) -> None:
-        """Make the cache hold the units; with `logits`, those after the last unit are ready at the end."""
-        keep = common_prefix(self._units, units)
-        if logits:
-            keep = min(keep, len(units) - 1)  # the last token goes through again, for what follows it
-        draft.prompt_tokens, draft.image_tokens = n_cells(units), n_vision_cells(units)
-        draft.tokens_by_image = tuple(u.span.n_tokens for u in units if isinstance(u, VisionUnit))
-        draft.cached_tokens = n_cells(units[:keep])
-        if keep == len(units):
-            return
-        self._rewind(keep)
-        try:
-            self._encode(units[keep:], draft, progress)
-            with draft.clock("prefill_seconds"):
-                self._prefill(units[keep:], draft, progress, logits)
-        finally:
-            self._store.trim()
 
-    def _rewind(self, keep: int) -> None:
-        del self._units[keep:]
-        self._n_cells, self._position = n_cells(self._units), n_positions(self._units)
-        # also what an interrupted batch may have left beyond the units
-        self._context.remove(0, self._position)
+class _Draft:
+    """A reply while it is made."""
 
-    def _hold(self, units: Sequence[Unit]) -> None:
-        """Note that the cache now ends with these."""
-        self._units.extend(units)
-        self._n_cells += n_cells(units)
-        self._position += n_positions(units)
+    def __init__(self, cancelled: threading.Event, seed: int | None = None) -> None:
+        self.cancelled = cancelled
+        self.seed = seed
+        self.dropped_messages = 0
+        self.read_seconds = 0.0
+        self.job: Job | None = None
 
-    def _encode(self, units: Sequence[Unit], draft: Draft, progress: Progress | None) -> None:
-        pictures = [unit for unit in units if isinstance(unit, VisionUnit)]
-        if not pictures:
-            return
-        before = self._store.n_encoded
-        with draft.clock("encode_seconds"):
-            self._store.encode(pictures, _watch("encode", draft, progress))
-        draft.images_encoded += self._store.n_encoded - before
+    def cancel(self) -> None:
+        """End it at the next step."""
+        self.cancelled.set()
 
-    def _prefill(self, units: Sequence[Unit], draft: Draft, progress: Progress | None, logits: bool) -> None:
-        done, total = 0, n_cells(units)
-        steps = batches(
-            units,
-            self._store,
-            position=self._position,
-            n_batch=self._context.n_batch,
-            outputs="last" if logits else "none",
+    def reply(self, reason: FinishReason) -> Reply:
+        """The reply as it stands."""
+        job = self.job
+        if job is None:
+            return Reply("", (), reason, seed=self.seed, dropped_messages=self.dropped_messages)
+        pictures = [unit for unit in job.request.units if isinstance(unit, VisionUnit)]
+        [sample] = job.samples
+        return Reply(
+            sample.text,
+            tuple(sample.tokens),
+            reason,
+            Usage(
+                job.prompt_tokens,
+                n_vision_cells(pictures),
+                job.cached_tokens,
+                len(sample.tokens),
+                job.images_encoded,
+                tuple(unit.span.n_tokens for unit in pictures),
+            ),
+            Timings(self.read_seconds + job.encode_seconds, job.prefill_seconds, job.generate_seconds),
+            self.seed,
+            self.dropped_messages,
         )
-        for batch, whole in steps:
-            if draft.cancel.is_set():
-                raise Cancelled("stopped while reading the prompt")
-            self._context.decode(batch, draft.cancel.is_set)
-            self._hold(whole)
-            done += len(batch)
-            if progress is not None:
-                progress("prefill", done / total)
 
 
-def _watch(stage: str, draft: Draft, progress: Progress | None) -> Callable[[float], bool]:
+def _watch(stage: str, draft: _Draft, progress: Progress | None) -> Callable[[float], bool]:
     """Reports a stage, and says whether to go on."""
 
     def watch(fraction: float) -> bool:
         if progress is not None:
             progress(stage, fraction)
-        return not draft.cancel.is_set()
+        return not draft.cancelled.is_set()
 
     return watch

@@ -1,4 +1,4 @@
-"""Pictures and videos by what they are: their place in the prompt, and their embeddings while they last."""
+"""Caches each source's span in the prompt and its embeddings."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.engine.units import Unit, VisionUnit
-from qvl.runtime.errors import InputError
+from qvl.runtime.engine.encoding import Encoded, EncodingSteps
+from qvl.runtime.engine.units import Span, Unit, VisionUnit
+from qvl.runtime.errors import Cancelled, InputError
 from qvl.runtime.prompt.chatml import Chunk, TextChunk
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.prompt.positions import VisionSpan
 from qvl.runtime.vision.cache import EmbeddingCache, embedding_key
 from qvl.runtime.vision.encoder import VisionEmbedding
-from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.preprocess import Patches
 
 MAX_BYTES: Final = 256 << 20
@@ -42,20 +43,15 @@ class VisionBackend(Protocol):
     def prepare(self, chunk: VisionChunk, progress: Watch | None = None) -> Patches:
         """Read a picture or video and cut it into patches; progress is that of a video's frames."""
 
-    def encode_patches(
-        self, inputs: Sequence[Patches], progress: Watch | None = None
-    ) -> list[VisionEmbedding]:
-        """Embeddings of what was prepared."""
+    def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
+        """Embeddings of what was prepared; yields the fraction done where it can be left for other work."""
 
 
 class EmbeddingStore:
-    """Finds a source's unit, and its embeddings, encoding only what it has not got.
+    """Finds a source's unit, and its embeddings, encoding only what it has not got. Safe for threads.
 
     Units outlive embeddings, which go, least recently used first, when they take more than `max_bytes`: a
-    picture that the KV cache still holds is not looked at again.
-
-    Attributes:
-        n_encoded: pictures and videos encoded so far.
+    picture that a KV cache still holds is not encoded again. Patches last as long as a unit that needs them.
     """
 
     def __init__(
@@ -65,14 +61,13 @@ class EmbeddingStore:
         self._backend = backend
         self._max_bytes = max_bytes
         self._cache = cache
-        self._units: dict[str, VisionUnit] = {}
-        self._patches: dict[str, Patches] = {}
+        self._lock = threading.Lock()  # of the four below
+        self._spans: dict[str, Span] = {}
+        self._sources: WeakValueDictionary[str, _Source] = WeakValueDictionary()
         self._embeddings: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._sources: dict[str, VisionChunk] = {}
+        self._early: set[str] = set()
         self._thread: threading.Thread | None = None
         self._called_off = threading.Event()
-        self._early: set[str] = set()
-        self.n_encoded = 0
 
     def look_ahead(self, wanted: Callable[[], Iterable[VisionChunk]]) -> None:
         """Begin to encode in a thread; whoever uses the store next waits for its end.
@@ -84,8 +79,10 @@ class EmbeddingStore:
         def work() -> None:
             # what cannot be read says so when the prompt that names it is read
             with suppress(Exception):
-                units = [self._unit(chunk, None) for chunk in wanted()]
-                self._early.update(self._make(units, lambda _: not self._called_off.is_set()))
+                steps = self._encode([self._unit(chunk, None) for chunk in wanted()])
+                made = run(steps, lambda _: not self._called_off.is_set()).made
+                with self._lock:
+                    self._early.update(made)
 
         self._thread = threading.Thread(target=work, name="qvl-look-ahead", daemon=True)
         self._thread.start()
@@ -96,8 +93,8 @@ class EmbeddingStore:
         self._settle()
 
     def _settle(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        if (thread := self._thread) is not None:
+            thread.join()
             self._thread = None
 
     def units(self, chunks: Iterable[Chunk], progress: Watch | None = None) -> list[Unit]:
@@ -124,68 +121,76 @@ class EmbeddingStore:
         return self._unit(chunk, progress)
 
     def _unit(self, chunk: VisionChunk, progress: Watch | None) -> VisionUnit:
+        backend = self._need_backend()
         key = source_key(chunk)
-        self._sources[key] = chunk
-        if key not in self._units:
-            patches = self._prepare(chunk, progress)
-            span = VisionSpan(*merged(patches.grid_thw, self._need_backend().merge_size))
-            if sum(p.pixel_values.nbytes for p in self._patches.values()) < self._max_bytes:
-                self._patches[key] = patches
-            self._units[key] = VisionUnit(key, span)
-        return self._units[key]
+        with self._lock:
+            span = self._spans.get(key)
+            source = self._sources.setdefault(key, _Source(chunk, backend))
+        if span is None:
+            patches = backend.prepare(chunk, progress)
+            t, h, w = patches.grid_thw
+            span = VisionSpan(t, h // backend.merge_size, w // backend.merge_size)
+            with self._lock:
+                self._spans[key] = span
+                for old in list(self._spans)[: max(0, len(self._spans) - _MAX_UNITS)]:
+                    del self._spans[old]
+                if sum(s.n_bytes for s in self._sources.values()) < self._max_bytes:
+                    source.patches = patches
+        return VisionUnit(key, span, source)
 
-    def encode(self, units: Iterable[VisionUnit], progress: Watch | None = None) -> None:
-        """Make the embeddings of units ready, those that are missing in one go.
+    def encode(self, units: Iterable[VisionUnit], progress: Watch | None = None) -> Encoded:
+        """Embeddings of units, those that are missing made in one go.
 
         Raises:
             Cancelled: progress returned False.
         """
+        return run(self.encode_steps(list(units)), progress)
+
+    def encode_steps(self, units: Sequence[VisionUnit]) -> EncodingSteps:
+        """The same, by and by."""
         self._settle()
-        units = list(units)
-        early = self._early.intersection(unit.key for unit in units)
-        self._early -= early
-        self.n_encoded += len(early) + len(self._make(units, progress))
+        encoded = yield from self._encode(units)
+        with self._lock:
+            early = self._early.intersection(unit.key for unit in units)
+            self._early -= early
+        return Encoded(encoded.vectors, encoded.made | early)
 
-    def _make(self, units: Iterable[VisionUnit], progress: Watch | None) -> list[str]:
-        """Encode those that are missing, and say which."""
-        missing = [key for key in dict.fromkeys(u.key for u in units) if key not in self._embeddings]
-        patches: dict[str, Patches] = {}
-        if missing:
-            patches = {key: self._patches.get(key) or self._prepare(self._sources[key]) for key in missing}
+    def _encode(self, units: Sequence[VisionUnit]) -> EncodingSteps:
+        found: dict[str, NDArray[np.float32]] = {}
+        missing: dict[str, VisionUnit] = {}
+        with self._lock:
+            for unit in units:
+                if unit.key in self._embeddings:
+                    self._embeddings.move_to_end(unit.key)
+                    found[unit.key] = self._embeddings[unit.key]
+                else:
+                    missing[unit.key] = unit
+        patches = {key: _patches(unit) for key, unit in missing.items()}
+        if self._cache is not None:
+            self._take_cached(self._cache, patches, found)
+        made: list[VisionEmbedding] = []
+        if patches:
+            made = yield from self._need_backend().encode_steps(list(patches.values()))
+        for key, embedding in zip(patches, made, strict=True):
+            found[key] = embedding.embeddings
             if self._cache is not None:
-                self._take_cached(self._cache, patches)
-            made = self._need_backend().encode_patches([*patches.values()], progress) if patches else []
-            for key, embedding in zip(patches, made, strict=True):
-                self._embeddings[key] = embedding.embeddings
-                if self._cache is not None:
-                    self._cache.put(embedding_key(patches[key], self._need_backend().identity), embedding)
-        return [*patches]
+                self._cache.put(embedding_key(patches[key], self._need_backend().identity), embedding)
+        with self._lock:
+            self._embeddings.update((key, found[key]) for key in missing)
+            size = sum(e.nbytes for e in self._embeddings.values())
+            while size > self._max_bytes and len(self._embeddings) > 1:
+                size -= self._embeddings.popitem(last=False)[1].nbytes
+        return Encoded(found, frozenset(patches))
 
-    def _take_cached(self, cache: EmbeddingCache, patches: dict[str, Patches]) -> None:
+    def _take_cached(
+        self, cache: EmbeddingCache, patches: dict[str, Patches], found: dict[str, NDArray[np.float32]]
+    ) -> None:
         """Move what the cache has from patches to the embeddings."""
         for key in list(patches):
-            found = cache.get(embedding_key(patches[key], self._need_backend().identity))
-            if found is not None:
-                self._embeddings[key] = found.embeddings
+            entry = cache.get(embedding_key(patches[key], self._need_backend().identity))
+            if entry is not None:
+                found[key] = entry.embeddings
                 del patches[key]
-
-    def embeddings(self, unit: VisionUnit) -> NDArray[np.float32]:
-        """float32 [n_tokens, n_embd] of a unit that `encode` has made ready."""
-        self._embeddings.move_to_end(unit.key)
-        return self._embeddings[unit.key]
-
-    def trim(self) -> None:
-        """Let go of the sources, and of what is over the bounds; call it when a prompt is done with."""
-        self._sources.clear()
-        self._patches.clear()
-        for key in list(self._units)[: max(0, len(self._units) - _MAX_UNITS)]:
-            del self._units[key]
-        size = sum(e.nbytes for e in self._embeddings.values())
-        while size > self._max_bytes and len(self._embeddings) > 1:
-            size -= self._embeddings.popitem(last=False)[1].nbytes
-
-    def _prepare(self, chunk: VisionChunk, progress: Watch | None = None) -> Patches:
-        return self._need_backend().prepare(chunk, progress)
 
     def _need_backend(self) -> VisionBackend:
         if self._backend is None:
@@ -194,6 +199,47 @@ class EmbeddingStore:
                 hint="pass its mmproj file (`mmproj`), or put it into the model's folder",
             )
         return self._backend
+
+
+class _Source:
+    """Gives the patches of a picture or video; its units share it."""
+
+    def __init__(self, chunk: VisionChunk, backend: VisionBackend) -> None:
+        self._chunk, self._backend = chunk, backend
+        self.patches: Patches | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        patches = self.patches
+        return patches.pixel_values.nbytes if patches is not None else 0
+
+    def __call__(self) -> Patches:
+        """Those that were kept, once; later ones are made again."""
+        patches, self.patches = self.patches, None
+        return patches or self._backend.prepare(self._chunk)
+
+
+def _patches(unit: VisionUnit) -> Patches:
+    assert unit.source is not None, "a unit whose source was let go"
+    return unit.source()
+
+
+def run(steps: EncodingSteps, progress: Watch | None = None) -> Encoded:
+    """An encoding from its beginning to its end.
+
+    Raises:
+        Cancelled: progress returned False.
+    """
+    try:
+        while True:
+            share = next(steps)
+            if progress is not None and progress(share) is False:
+                raise Cancelled("the encoding was stopped")
+    except StopIteration as end:
+        encoded: Encoded = end.value
+        return encoded
+    finally:
+        steps.close()
 
 
 def source_key(chunk: VisionChunk) -> str:

@@ -4,41 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qvl.runtime.engine.reply import Draft, Piece
 from qvl.runtime.errors import InputError
 from qvl.runtime.llama.vocab import IncrementalText
 
 
 class ReplyText:
-    """Tokens to pieces, which also go into the draft.
+    """Tokens to text that can be shown.
 
     Attributes:
+        text: what was shown.
         cut: a stop string has ended the text.
     """
 
-    def __init__(self, decoder: IncrementalText, stops: StopStrings, draft: Draft) -> None:
+    def __init__(self, decoder: IncrementalText, stops: StopStrings) -> None:
         self._decoder = decoder
         self._stops = stops
-        self._draft = draft
-        self._tokens: list[int] = []
+        self.text = ""
         self.cut = False
 
-    def feed(self, token: int) -> Piece | None:
-        """The piece that a token completes, if it does."""
-        self._tokens.append(token)
+    def feed(self, token: int) -> str:
+        """The text that a token completes."""
         text, self.cut = self._stops.feed(self._decoder.feed(token))
-        return self._piece(text) if text else None
+        self.text += text
+        return text
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> str:
         """What was held back."""
         text = "" if self.cut else self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
-        return self._piece(text) if text else None
-
-    def _piece(self, text: str) -> Piece:
-        piece = Piece(text, tuple(self._tokens))
-        self._tokens.clear()
-        self._draft.text += text
-        return piece
+        self.text += text
+        return text
 
 
 class StopStrings:

@@ -6,11 +6,33 @@ is always something that the cache can be cut back to, and comparing two prompts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias
 
-from qvl.runtime.prompt.positions import VisionSpan
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.vision.preprocess import Patches
+
+
+class Span(Protocol):
+    """The place of a picture or video in the positions of a prompt (`qvl.runtime.prompt.positions`)."""
+
+    @property
+    def t(self) -> int:
+        """Frames, or pairs of them; 1 for a picture."""
+
+    @property
+    def n_tokens(self) -> int:
+        """KV cells that it takes."""
+
+    @property
+    def advance(self) -> int:
+        """How far the position moves over it."""
+
+    def positions(self, start: int) -> NDArray[np.int32]:
+        """int32 [rows, n_tokens], when it begins at position `start`."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +41,21 @@ class VisionUnit:
 
     Attributes:
         key: what its embeddings are found by; two units with one key are the same picture.
-        span: its place on the merged grid.
+        span: its cells and positions.
+        source: gives its patches, as long as its embeddings may still have to be made.
     """
 
     key: str
-    span: VisionSpan
+    span: Span
+    source: Callable[[], Patches] | None = field(default=None, compare=False, repr=False)
 
 
 Unit: TypeAlias = int | VisionUnit
+
+
+def bare(unit: Unit) -> Unit:
+    """The unit without its source, so that the picture can be freed."""
+    return unit if isinstance(unit, int) or unit.source is None else replace(unit, source=None)
 
 
 def n_cells(units: Iterable[Unit]) -> int:

@@ -96,6 +96,7 @@ size_t ggml_graph_overhead_custom(size_t size, bool grads);
 void ggml_build_forward_expand(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor);
 int ggml_graph_n_nodes(struct ggml_cgraph * cgraph);
 struct ggml_tensor * ggml_graph_node(struct ggml_cgraph * cgraph, int i);
+void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor);
 const char * ggml_op_desc(const struct ggml_tensor * t);
 
 // devices, backends, buffers
@@ -134,6 +135,7 @@ ggml_backend_sched_t * ggml_backend_sched_new(ggml_backend_t * backends, ggml_ba
 void ggml_backend_sched_free(ggml_backend_sched_t * sched);
 void ggml_backend_sched_reset(ggml_backend_sched_t * sched);
 bool ggml_backend_sched_alloc_graph(ggml_backend_sched_t * sched, struct ggml_cgraph * graph);
+enum ggml_status ggml_backend_graph_compute(ggml_backend_t * backend, struct ggml_cgraph * cgraph);
 enum ggml_status ggml_backend_sched_graph_compute(ggml_backend_sched_t * sched, struct ggml_cgraph * graph);
 size_t ggml_backend_sched_get_buffer_size(ggml_backend_sched_t * sched, ggml_backend_t * backend);
 int ggml_backend_sched_get_n_splits(ggml_backend_sched_t * sched);

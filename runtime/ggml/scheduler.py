@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from qvl.runtime.errors import BackendError, Cancelled
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, cpu_device
 from qvl.runtime.ggml.graph import Graph
+from qvl.runtime.ggml.pieces import Pieces
 from qvl.runtime.interrupt import Guard, held_interrupts
 
 
@@ -146,6 +147,31 @@ class Runner:
         guard.check()
         if stopped:
             raise Cancelled("the encoding was stopped")
+        self._check(graph, status)
+
+    def steps(self, graph: Graph) -> Iterator[float]:
+        """Compute a prepared graph piece by piece: yields the fraction done after each of its named nodes.
+
+        Other graphs may run elsewhere in between. A graph that lies on several devices is one piece.
+
+        Raises:
+            BackendError: the device failed.
+        """
+        if len(self._backends) > 1:
+            self.run(graph)
+            yield 1.0
+            return
+        pieces = Pieces(graph)
+        try:
+            for i, piece in enumerate(pieces):
+                with held_interrupts():
+                    status = ggml.lib().ggml_backend_graph_compute(self._backends[0], piece)
+                self._check(graph, status)
+                yield (i + 1) / len(pieces)
+        finally:
+            pieces.close()
+
+    def _check(self, graph: Graph, status: int) -> None:
         if status != ggml.Status.SUCCESS or graph.take_failure():
             raise BackendError(
                 f"device {self.device.name} failed: {ggml.Status(status).name.lower()}",

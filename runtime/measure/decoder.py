@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.engine.batches import batches
-from qvl.runtime.engine.units import Unit, VisionUnit, n_cells, n_positions
+from qvl.runtime.engine.units import Unit, n_cells, n_positions
 from qvl.runtime.ggml.scheduler import Observer
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
@@ -17,14 +17,6 @@ from qvl.runtime.llama.model import LlamaModel
 ROWS: Final = 64  # logits at a time: 39 MB for Qwen2-VL
 Vectors = Mapping[str, NDArray[np.float32]]
 """Embeddings by the key of their vision unit."""
-
-
-class _Store:
-    def __init__(self, vectors: Vectors) -> None:
-        self._vectors = vectors
-
-    def embeddings(self, unit: VisionUnit) -> NDArray[np.float32]:
-        return self._vectors[unit.key]
 
 
 class Decoder:
@@ -79,12 +71,12 @@ class Decoder:
     def run(self, units: Sequence[Unit], vectors: Vectors) -> None:
         """Put everything through the whole graph, the last layer and the head included."""
         self._context.clear()
-        for batch, _ in batches(units, _Store(vectors), position=0, n_batch=ROWS, outputs="all"):
+        for batch in batches(units, vectors, n_batch=ROWS, outputs="all"):
             self._context.decode(batch)
 
     def _read(self, units: Sequence[Unit], vectors: Vectors) -> None:
         self._context.clear()
-        for batch, _ in batches(units, _Store(vectors), position=0, n_batch=512, outputs="last"):
+        for batch in batches(units, vectors, n_batch=512, outputs="last"):
             self._context.decode(batch)
 
     def close(self) -> None:

@@ -76,6 +76,10 @@ class VisionSpan:
         """How far the position moves over the span."""
         return max(self.t, self.h, self.w)
 
+    def positions(self, start: int) -> NDArray[np.int32]:
+        """Time, height and width of every token when the span begins at `start`: int32 [3, n_tokens]."""
+        return mrope_positions([self], start)[0]
+
 
 Span: TypeAlias = TextSpan | VisionSpan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from qvl.runtime.vision.tower import PIXELS, Config, Encoding, Tower
 from qvl.runtime.vision.video import VideoOptions, load_video
 
 PACK_PATCHES: Final = 4096
+_WAIT: Final = 0.02  # seconds for the encoder before other work is let in
 _READING: Final = 0.1  # of a video's progress
 Progress = Callable[[float], bool | None]
 Precision = Literal["auto", "exact"]
@@ -195,14 +196,44 @@ class VisionEncoder:
                 done += size
         return results
 
+    def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
+        """The same a few layers at a time: yields the fraction done, and returns the embeddings.
+
+        Until it ends or is closed, others who use the encoder wait.
+        """
+        results: list[VisionEmbedding] = []
+        total, done = sum(n_patches(p.grid_thw) for p in inputs) or 1, 0
+        while not self._lock.acquire(timeout=_WAIT):
+            yield 0.0
+        try:
+            for pack in _packs(inputs):
+                size = sum(n_patches(p.grid_thw) for p in pack)
+                encoding = self._fill(pack)
+                for share in self._runner.steps(encoding.graph):
+                    yield (done + share * size) / total
+                results += self._results(pack, encoding)
+                done += size
+        finally:
+            self._lock.release()
+        return results
+
     def _run(self, pack: Sequence[Patches], watch: Callable[[str], bool] | None) -> list[VisionEmbedding]:
+        encoding = self._fill(pack)
+        self._runner.run(encoding.graph, watch, self.observer)
+        return self._results(pack, encoding)
+
+    def _fill(self, pack: Sequence[Patches]) -> Encoding:
+        """The graph for a pack, placed, with its inputs."""
         grids = tuple(p.grid_thw for p in pack)
         encoding = self._encoding(grids)
         pixels = np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values
         arrays = {PIXELS: pixels, **self._tower.inputs(self.config, grids)}
         for name, tensor in encoding.inputs.items():
             set_data(tensor, arrays[name])
-        self._runner.run(encoding.graph, watch, self.observer)
+        return encoding
+
+    def _results(self, pack: Sequence[Patches], encoding: Encoding) -> list[VisionEmbedding]:
+        grids = tuple(p.grid_thw for p in pack)
         rows = get_data(encoding.output)
         size = self.config.merge_size
         ends = np.cumsum([n_patches(merged(grid, size)) for grid in grids])

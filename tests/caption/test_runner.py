@@ -15,13 +15,13 @@ from support.caption_fakes import PREPROCESSOR, FakeCaptioner, runner, said, wri
 from support.clips import write_clip
 
 from qvl.runtime.activity import Activity
+from qvl.runtime.caption.captioner import Done
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prepare import Prepared, Preparer, Rejected
 from qvl.runtime.caption.prompts import Prompts, Template
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.caption.state import Mode
-from qvl.runtime.engine.request import Done
 from qvl.runtime.errors import Cancelled, OutputError
 
 

@@ -108,12 +108,12 @@ def test_an_epsilon_that_is_not_found_beyond_doubt_is_left(places: int) -> None:
 def test_a_prompt_longer_than_the_micro_batch(model: Model, n_ubatch: int) -> None:
     for name in ("languages", "large image"):
         units = model._store.units(model.template.render(CONVERSATIONS[name]))
-        model._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
+        found = model._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
         options = {"n_batch": n, "n_ubatch": n_ubatch, "n_outputs_max": n}
         with model.context(n_ctx=n, **options) as context:
             rows = []
-            for batch, _ in batches(units, model._store, position=0, n_batch=n, outputs="all"):
+            for batch in batches(units, found.vectors, n_batch=n, outputs="all"):
                 context.decode(batch)
                 rows.append(context.logits())
         assert coarse_kl(np.concatenate(rows), name).mean() < MAX_KL[model._kv_type]

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime.caption.bookkeeping import Stop
+from qvl.runtime.caption.captioner import Done, Job
 from qvl.runtime.caption.inputs import find_inputs
 from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.prepare import Preparer
@@ -20,7 +21,6 @@ from qvl.runtime.caption.prompts import Prompts, Template
 from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars, ledger_path
 from qvl.runtime.caption.state import Mode
-from qvl.runtime.engine.request import Done, Job
 from qvl.runtime.vision.preprocess import Preprocessor
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
-from qvl.runtime.errors import Cancelled, ImageError
+from qvl.runtime.engine.units import Unit
+from qvl.runtime.errors import ImageError
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt.chatml import ChatTemplate
@@ -42,14 +43,13 @@ class FakeBackend:
         values = np.full((1, 1), frames.mean(), np.float32)
         return Patches(values, (t, height // 14, width // 14))
 
-    def encode_patches(self, inputs: Sequence[Patches], progress: Any = None) -> list[VisionEmbedding]:
+    def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
         self.encoded.append(len(inputs))
         out = []
         for patches in inputs:
             for step in range(10):
                 time.sleep(self.pause)
-                if progress is not None and progress(step / 10) is False:
-                    raise Cancelled("stopped")
+                yield step / 10
             t, h, w = patches.grid_thw
             rng = np.random.default_rng(int(patches.pixel_values[0, 0] * 1000))
             rows = rng.standard_normal((t * h * w // 4, self.n_embd), dtype=np.float32)
@@ -69,3 +69,9 @@ def fresh(model: LlamaModel, messages: Sequence[Message], **options: Any) -> tup
         return session.generate(messages, **GREEDY, **options).result().tokens
     finally:
         session.close()
+
+
+def held(session: Session) -> list[Unit]:
+    """The units that the session's only slot holds."""
+    [slot] = session.engine._slots.all
+    return slot.units

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.chatml import assistant, image, system, text, user
-from support.sessions import GREEDY, FakeBackend, new_session
+from support.sessions import GREEDY, FakeBackend, held, new_session
 
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.units import n_cells
@@ -23,14 +23,14 @@ def test_the_oldest_turns_go(model: LlamaModel, backend: FakeBackend) -> None:
         reply = session.generate(conversation, max_tokens=8, **GREEDY).result()
         conversation.append(assistant("Well then."))
         lost.append(reply.dropped_messages)
-        tokens = [u for u in session._units if isinstance(u, int)]
+        tokens = [u for u in held(session) if isinstance(u, int)]
         said = model.vocab.detokenize(tokens)
         assert "<|im_start|>system\nYou count.<|im_end|>" in said  # never the system prompt
         assert f"Number {i} of" in said
         assert (
             said.count("<|im_start|>user") == said.count("<|vision_start|>") == said.count("<|vision_end|>")
         )
-        assert n_cells(session._units) <= 256
+        assert n_cells(held(session)) <= 256
     assert lost == sorted(lost) and lost[-1] > 0 and lost[-1] % 2 == 0
     assert dropped == sorted(set(lost) - {0})  # told once for each time, not every turn
     assert len(dropped) < 6  # more goes than must, so that not every turn starts over

@@ -51,7 +51,6 @@ def test_a_store_stays_within_its_bound(backend: FakeBackend) -> None:
     units = [store.unit(VisionChunk("image", np.full((56, 56, 3), i, np.uint8))) for i in range(6)]
     store.encode(units)
     assert backend.encoded == [6]
-    store.trim()
     store.encode([units[-1], units[-2]])
     assert backend.encoded == [6]
     store.unit(VisionChunk("image", np.full((56, 56, 3), 0, np.uint8)))
@@ -68,14 +67,13 @@ def test_what_was_looked_at_ahead_is_waited_for_and_counted_once(backend: FakeBa
     store = EmbeddingStore(backend)
     store.look_ahead(lambda: [_grey(1), _grey(2)])
     units = [store.unit(_grey(value)) for value in (2, 3)]  # waits
-    assert backend.encoded == [2] and store.n_encoded == 0  # nothing was asked for yet
-    store.encode(units)
-    assert backend.encoded == [2, 1] and store.n_encoded == 2
+    assert backend.encoded == [2]
+    encoded = store.encode(units)
+    assert backend.encoded == [2, 1] and len(encoded.made) == 2
     expected = EmbeddingStore(FakeBackend(backend.n_embd))
-    expected.encode([expected.unit(_grey(2))])
-    assert np.array_equal(store.embeddings(units[0]), expected.embeddings(units[0]))
-    store.encode(units)
-    assert store.n_encoded == 2
+    alone = expected.encode([expected.unit(_grey(2))])
+    assert np.array_equal(encoded.vectors[units[0].key], alone.vectors[units[0].key])
+    assert not store.encode(units).made
 
 
 def test_what_is_looked_at_ahead_is_called_off(backend: FakeBackend) -> None:
@@ -85,8 +83,7 @@ def test_what_is_looked_at_ahead_is_called_off(backend: FakeBackend) -> None:
     started = time.perf_counter()
     store.close()
     assert time.perf_counter() - started < 5
-    store.encode([store.unit(_grey(1))])
-    assert store.n_encoded == 1
+    assert len(store.encode([store.unit(_grey(1))]).made) == 1
 
 
 def test_what_cannot_be_read_ahead_says_so_when_it_is_asked_about(backend: FakeBackend) -> None:

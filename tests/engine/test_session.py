@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.chatml import assistant, image, system, text, user
-from support.sessions import GREEDY, FakeBackend, fresh, new_session
+from support.sessions import GREEDY, FakeBackend, fresh, held, new_session
 
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
@@ -29,7 +29,7 @@ def test_a_turn_costs_its_own_tokens(session: Session, backend: FakeBackend) -> 
     assert first.usage.image_tokens == 5 * 7
     conversation += [first.message, user("And that?")]
     second = session.generate(conversation, max_tokens=8, **GREEDY).result()
-    vocab = session._context.model.vocab
+    vocab = session.engine._vocab
     # "<|im_end|>", "\n", "<|im_start|>", "user\nAnd that?", "<|im_end|>", "\n", "<|im_start|>", "assistant\n"
     own = 6 + len(vocab.tokenize("user\nAnd that?")) + len(vocab.tokenize("assistant\n"))
     # the reply's last token was sampled, not decoded
@@ -70,8 +70,8 @@ def test_any_prompt_after_any_other(
             messages.append(user(*(image(56, 28 * (k + 1), k) for k in range(pictures)), text(words)))
         reply = session.generate(messages, max_tokens=4, **GREEDY).result()
         assert reply.tokens == fresh(model, messages, max_tokens=4)
-        assert session.n_cached == n_cells(session._units)
-        assert session._context.last_position() == n_positions(session._units) - 1
+        assert session.n_cached == n_cells(held(session))
+        assert session.engine._context.last_position() == n_positions(held(session)) - 1
 
 
 def test_editing_rewinds(session: Session, backend: FakeBackend) -> None:
@@ -185,7 +185,7 @@ def test_a_video_is_one_span_with_rising_time(session: Session, model: LlamaMode
     clip = np.zeros((12, 28, 56, 3), np.uint8)
     messages = [user({"type": "video", "video": clip}, text("What happens?"))]
     reply = session.generate(messages, max_tokens=4, **GREEDY).result()
-    [unit] = [u for u in session._units if isinstance(u, VisionUnit)]
+    [unit] = [u for u in held(session) if isinstance(u, VisionUnit)]
     assert (unit.span.t, unit.span.h, unit.span.w) == (6, 1, 2)
     assert reply.usage.image_tokens == 12
     again = session.generate(messages, max_tokens=4, **GREEDY).result()
