@@ -23,7 +23,8 @@ from qvl.runtime.files import as_json
 
 _RED, _YELLOW, _DIM, _RESET = "\x1b[1;31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters but for tabs and line breaks, and those that reorder text
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def human_bytes(n: float) -> str:
@@ -54,10 +55,17 @@ def human_rate(a_minute: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped (but tabs and line breaks): a file's name must not steer the
-    terminal.
+    """The text with control characters escaped (but tabs and line breaks): what a model or a file's name
+    says must not steer the terminal.
     """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(
+        lambda found: f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}", text
+    )
+
+
+def one_line(text: str) -> str:
+    """The text printable and on one line: a name with a line break in it must not pose as another message."""
+    return printable(text).replace("\n", "\\n")
 
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, indent: int = 0) -> str:
@@ -90,8 +98,8 @@ class Output:
     # stdout ----------------------------------------------------------------------------------------
 
     def write(self, text: str) -> None:
-        """Send the model's text to stdout as it is, at once."""
-        sys.stdout.write(text)
+        """Send the model's text to stdout at once: as it is into a pipe, printable on a terminal."""
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
     def line(self, text: str = "") -> None:
@@ -99,7 +107,10 @@ class Output:
 
     def json(self, value: Any, *, indent: int | None = None) -> None:
         """Send one JSON value to stdout, on one line unless indented."""
-        self.line(as_json(value, indent=indent))
+        text = as_json(value, indent=indent)
+        if sys.stdout.isatty():
+            text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        self.line(text)
 
     # stderr ----------------------------------------------------------------------------------------
 
@@ -113,19 +124,23 @@ class Output:
         if not self.quiet:
             _stderr(paint(printable(text), _DIM))
 
+    def answer(self, text: str) -> None:
+        """What a command in a conversation was asked for: with -q too."""
+        _stderr(paint(printable(text), _DIM))
+
     def detail(self, text: str) -> None:
         """Something only -v asks for."""
         if self.verbose:
             _stderr(paint(printable(text), _DIM))
 
     def warn(self, text: str) -> None:
-        _stderr(f"{paint('warning:', _YELLOW)} {_line(with_flags(text))}")
+        _stderr(f"{paint('warning:', _YELLOW)} {one_line(with_flags(text))}")
 
     def error(self, error: QvlError | str, hint: str | None = None) -> None:
         message, hint = (error.message, error.hint) if isinstance(error, QvlError) else (error, hint)
-        _stderr(f"{paint('error:', _RED)} {_line(with_flags(message))}")
+        _stderr(f"{paint('error:', _RED)} {one_line(with_flags(message))}")
         if hint:
-            _stderr(f"{paint('hint:', _DIM)} {_line(with_flags(hint))}")
+            _stderr(f"{paint('hint:', _DIM)} {one_line(with_flags(hint))}")
         if os.environ.get("QVL_DEBUG") and sys.exc_info()[0]:
             traceback.print_exc()
 
@@ -188,7 +203,7 @@ def _rich_bar(unit: str) -> Any:
     class Label(progress.ProgressColumn):
         def render(self, task: progress.Task) -> Text:
             label: Any = task.description
-            return Text(_line(label() if callable(label) else label))
+            return Text(one_line(label() if callable(label) else label))
 
     counters: dict[str, list[progress.ProgressColumn]] = {
         "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
@@ -217,11 +232,6 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     stream = stream or sys.stderr
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"{colour}{text}{_RESET}"
-
-
-def _line(text: str) -> str:
-    """For one line: a name with a line break in it must not pose as another message."""
-    return printable(text).replace("\n", "\\n")
 
 
 def _stderr(text: str) -> None:

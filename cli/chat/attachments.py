@@ -19,14 +19,25 @@ from qvl.runtime.errors import ImageError, InputError, VideoError
 from qvl.runtime.files import expanded, is_there
 from qvl.runtime.vision.kind import Kind, kind_of
 
-# One argument: a quoted string, or a run in which a backslash keeps the next character. Between single quotes
-# an apostrophe is written '\'' (VTE, kitty) or '"'"' (Python's shlex).
-_ARGUMENT: Final = re.compile(r"""'[^']*'(?:(?:\\'|"'")'[^']*')*|"(?:\\.|[^"\\])*"|(?:\\.|[^\s\\])+""")
+# A shell splits at space, tab and newline only: Macs put U+202F into the names of screenshots.
+_BLANK: Final = " \t\n"
+# Between single quotes an apostrophe is written '\'' (VTE, kitty) or '"'"' (Python's shlex).
+_QUOTED: Final = re.compile(r"""'[^']*'(?:(?:\\'|"'")'[^']*')*|"(?:\\.|[^"\\])*\"""")
+# A run in which a backslash keeps the next character
+_ESCAPED: Final = re.compile(r"(?:\\.|[^ \t\n\\]|\\$)+", re.S)
+_ARGUMENT: Final = re.compile(f"{_QUOTED.pattern}|{_ESCAPED.pattern}", re.S)
 _APOSTROPHE: Final = re.compile(r"""'(?:\\'|"'")'""")
-# Where in a message a path may begin: at a quote, a slash, ~, a dot and slash, or file://
-_ROOTED: Final = re.compile(r"""(?<!\S)(?=['"]?(?:file://|~?/|\.{1,2}/))""")
-_BARE_WORD: Final = re.compile(r"""(?<!\S)['"]?[^\s'"]+\.[A-Za-z0-9]{2,4}\b['"]?""")
-_CLOSING: Final = ".,;:!?)]}»”"
+# Where a path with unescaped spaces may begin: at a slash, ~, a dot and slash, a drive, or file://
+_ROOTED: Final = re.compile(r"(?:file://|~?/|\.{1,2}/|[A-Za-z]:\\)")
+_WORD: Final = re.compile(r"(?<![^ \t\n(\[{<«„“])[^ \t\n]")
+_CLOSING: Final = ".,;:!?)]}>»”'\""
+# Words that name a picture or a video even where there is no such file
+_NAMED: Final = re.compile(
+    r"""[^ \t\n'"(\[{<«„“]+\.(?:png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif|jxl|mp4|mov|m4v|mkv|webm|avi)\b""",
+    re.I,
+)
+DOWNLOAD: Final = "download it first (curl -LO ADDRESS), then name the file"
+_SPACES: Final = re.compile(r"[^\S\n]")
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,16 @@ def _matches(path: str) -> list[str]:
 
 def _existing(path: Path, kind: Kind) -> Attachment:
     error = ImageError if kind == "image" else VideoError
+    if is_address(str(path)):
+        name = str(path).replace(":/", "://", 1) if "://" not in str(path) else str(path)
+        raise error(
+            f"{name}: a web address; qvl fetches nothing", hint="download it first, then give the file"
+        )
     try:
         path.stat()
     except FileNotFoundError as e:
+        if (other := _spaced(path)) is not None:
+            return Attachment(other.resolve(), kind)
         if path.is_symlink():
             raise error(f"{path}: a link to {path.readlink()}, which is not there") from e
         hint = None if path.is_absolute() else f"it was looked for in {Path.cwd()}"
@@ -114,29 +132,75 @@ def _existing(path: Path, kind: Kind) -> Attachment:
     return Attachment(path.resolve(), kind)
 
 
+def _spaced(path: Path) -> Path | None:
+    """The one file whose name differs only in the kind of its spaces; None if there is none, or several."""
+    name = _SPACES.sub(" ", path.name)
+    if " " not in name:
+        return None
+    try:
+        found = [p for p in path.parent.iterdir() if _SPACES.sub(" ", p.name) == name]
+    except OSError:
+        return None
+    return found[0] if len(found) == 1 else None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is a web address."""
+    return re.match(r"https?:/", text) is not None
+
+
 def extract(message: str) -> tuple[str, list[Attachment]]:
     """Take the pictures and videos out of a message that mentions them by path.
 
-    A path counts if it names an existing file with the suffix of a picture or a video. The rest of the
-    message is returned with the paths cut out; ordinary words are never touched.
+    A path counts if it names an existing file with the suffix of a picture or a video; it may be quoted or
+    escaped as shells, terminals and our completion write it. The rest of the message is returned with the
+    paths cut out; ordinary words are never touched.
     """
     found: list[Attachment] = []
-    spans: list[tuple[int, int]] = []
-    for start, end, path in _mentions(message):
-        kind = kind_of(path)
-        if kind and not any(a <= start < b for a, b in spans):
+    kept, last = [], 0
+    for match in _WORD.finditer(message):
+        start = match.start()
+        if start >= last and (hit := _mention(message, start)):
+            end, path, kind = hit
             found.append(Attachment(path.resolve(), kind))
-            spans.append((start, end))
+            kept.append(message[last:start])
+            last = end
     if not found:
         return message, []
-    kept, last = [], 0
-    for start, end in sorted(spans):
-        kept.append(message[last:start])
-        last = end
     kept.append(message[last:])
-    rest = re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip()
-    order = sorted(range(len(found)), key=lambda i: spans[i])
-    return rest, [found[i] for i in order]
+    return re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip(), found
+
+
+def _mention(message: str, start: int) -> tuple[int, Path, Kind] | None:
+    """Where the path that begins here ends, the file, and what it is; None if none begins here."""
+    for text in _readings(message, start):
+        path = Path(clean_path(text))
+        if not _is_file(path):
+            other = _spaced(path) if kind_of(path) else None
+            path = other or path
+        if (kind := kind_of(path)) and _is_file(path):
+            return start + len(text), path, kind
+    return None
+
+
+def _readings(message: str, start: int) -> Iterator[str]:
+    """What a path that begins here could be, the longest first where it has unescaped spaces."""
+    if quoted := _QUOTED.match(message, start):
+        yield quoted[0]
+    if _ROOTED.match(message, start):
+        line = message[start:].partition("\n")[0]
+        for stop in reversed([m.start() for m in re.finditer(r"[ \t]|$", line)]):
+            yield from _stripped(line[:stop])
+    elif escaped := _ESCAPED.match(message, start):
+        yield from _stripped(escaped[0])
+
+
+def _stripped(text: str) -> Iterator[str]:
+    """The text, then without the punctuation that a sentence puts after it."""
+    yield text
+    while text and text[-1] in _CLOSING:
+        text = text[:-1]
+        yield text
 
 
 def unmet(message: str, names: Collection[str]) -> list[str]:
@@ -145,34 +209,14 @@ def unmet(message: str, names: Collection[str]) -> list[str]:
     >>> unmet("What differs between a.png and b.png?", ["a.png"])
     ['b.png']
     """
-    found = (clean_path(match[0]) for match in _BARE_WORD.finditer(message))
-    return [word for word in found if kind_of(Path(word)) and Path(word).name not in names]
+    known = {name.lower() for name in names}
+    found = (match[0] for match in _NAMED.finditer(message))
+    return [word for word in found if Path(word).name.lower() not in known and not _ends_a_name(word, known)]
 
 
-def _mentions(message: str) -> Iterator[tuple[int, int, Path]]:
-    """(start, end, path) of every existing file that the message names, longest reading first."""
-    for match in _ROOTED.finditer(message):
-        if hit := _longest_file(message, match.start()):
-            yield match.start(), *hit
-    for match in _BARE_WORD.finditer(message):
-        path = Path(clean_path(match[0]))
-        if kind_of(path) and _is_file(path):
-            yield match.start(), match.end(), path
-
-
-def _longest_file(message: str, start: int) -> tuple[int, Path] | None:
-    """The longest stretch from start that is an existing file: paths are pasted with bare spaces too."""
-    line_end = message.find("\n", start)
-    line = message[start : line_end if line_end >= 0 else len(message)]
-    quoted = _ARGUMENT.match(line) if line[0] in "'\"" else None
-    stops = [quoted.end()] if quoted else [m.start() for m in re.finditer(r"\s|$", line)]
-    for stop in reversed(stops):
-        piece = line[:stop]
-        for candidate in dict.fromkeys((piece, piece.rstrip(_CLOSING))):
-            path = Path(clean_path(candidate))
-            if _is_file(path):
-                return start + len(candidate), path
-    return None
+def _ends_a_name(word: str, names: Collection[str]) -> bool:
+    """Whether the word is the end of a name with spaces: "star.png" of "my red star.png"."""
+    return any(name.endswith(f" {Path(word).name.lower()}") for name in names)
 
 
 def _is_file(path: Path) -> bool:

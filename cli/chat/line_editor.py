@@ -1,17 +1,23 @@
-'''Reading what the user types: history, completion of commands and paths, and """ for several lines.'''
+'''Reads what the user types: history, completion, several lines pasted or between """ and """.'''
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from qvl.cli.chat.attachments import clean_path
 from qvl.runtime.files import state_dir
 
 FENCE: Final = '"""'
 _HISTORY_LENGTH: Final = 1000
 _ESCAPED: Final = " \t'\"()[]{}&;<>|*?$`\\!#"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+Choices: TypeAlias = Callable[[], Iterable[str]]
+"""What the argument of a command can be; None for paths."""
 
 
 class LineReader:
@@ -21,14 +27,14 @@ class LineReader:
     read as they come.
 
     Args:
-        commands: the slash commands to complete, with the slash.
+        commands: the slash commands to complete, without the slash, and what their arguments can be.
 
     Attributes:
         typed: Ctrl-C has dropped something.
     """
 
-    def __init__(self, commands: Iterable[str]) -> None:
-        self._commands = sorted(commands)
+    def __init__(self, commands: Mapping[str, Choices | None]) -> None:
+        self._commands = commands
         self._history = state_dir() / "history"
         self._readline: Any = None
         self._matches: list[str] = []
@@ -47,6 +53,8 @@ class LineReader:
         readline.set_completer_delims(" \t\n")
         uses_libedit = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if uses_libedit else "tab: complete")
+        if not uses_libedit:  # pasted lines arrive as one, to be sent by Enter
+            readline.parse_and_bind("set enable-bracketed-paste on")
         readline.set_history_length(_HISTORY_LENGTH)
         try:
             readline.read_history_file(self._history)
@@ -81,7 +89,12 @@ class LineReader:
         lines = [stripped.removeprefix(FENCE)]
         while FENCE not in lines[-1]:
             self.typed = True
-            lines.append(self._line(more))
+            try:
+                lines.append(self._line(more))
+            except EOFError:  # Ctrl-D drops the message, and does not end the conversation
+                if sys.stdin.isatty():
+                    raise KeyboardInterrupt from None
+                raise
         lines[-1] = lines[-1].partition(FENCE)[0]
         return "\n".join(lines).strip("\n")
 
@@ -109,34 +122,68 @@ class LineReader:
 
     def _complete(self, text: str, state: int) -> str | None:
         if state == 0:
-            line = self._readline.get_line_buffer()
-            at_start = not line[: self._readline.get_begidx()].strip()
-            self._matches = self.completions(text, at_start)
+            before = self._readline.get_line_buffer()[: self._readline.get_endidx()]
+            # readline's word begins after the last blank, ours perhaps earlier: that blank may be escaped
+            known = len(last_word(before)) - len(text)
+            self._matches = [found[known:] for found in self.completions(before)]
         return self._matches[state] if state < len(self._matches) else None
 
-    def completions(self, text: str, at_start: bool) -> list[str]:
-        """What a word could become: a command at the start of a line, and a path everywhere."""
-        is_command = at_start and text.startswith("/")
-        return [f"{c} " for c in self._commands if is_command and c.startswith(text)] or path_completions(
-            text
-        )
+    def completions(self, line: str) -> list[str]:
+        """What the last word of a line could become: a command, its argument, or a path."""
+        word = last_word(line)
+        before = line[: len(line) - len(word)].strip()
+        if not before and word.startswith("/"):
+            found = [f"/{name} " for name in sorted(self._commands) if name.startswith(word[1:])]
+            return found or path_completions(word)
+        choices = self._commands.get(before.removeprefix("/")) if before.startswith("/") else None
+        if choices is None:
+            return path_completions(word)
+        start = clean_path(word)
+        return [
+            f"{word}{_escape(name[len(start) :])}" for name in sorted(choices()) if name.startswith(start)
+        ]
 
 
-def path_completions(text: str) -> list[str]:
-    """The paths that begin with text, with spaces escaped and `~` kept as it was typed."""
-    plain = text.replace("\\", "")
+def last_word(line: str) -> str:
+    """The word at the end of a line, as it is typed: with its quote and its backslashes."""
+    start, quote, i = 0, "", 0
+    while i < len(line):
+        c = line[i]
+        if c == "\\" and quote != "'":
+            i += 1
+        elif quote:
+            quote = "" if c == quote else quote
+        elif c in " \t\n":
+            start = i + 1
+        elif c in "'\"" and i == start:
+            quote = c
+        i += 1
+    return line[start:]
+
+
+def path_completions(word: str) -> list[str]:
+    """The paths that a word could become; what is typed stays as it is, the rest is quoted as the word is.
+
+    Names with control characters are left out: they would steer the terminal.
+    """
+    quote = word[:1] if word[:1] in "'\"" else ""
+    plain = word[1:] if quote == "'" else re.sub(r"\\(.)", r"\1", word[len(quote) :], flags=re.S)
     folder, _, stem = plain.rpartition("/")
     root = Path(f"{folder}/" if "/" in plain else ".").expanduser()
     try:
         entries = sorted(root.iterdir())
     except (OSError, RuntimeError):  # no such folder, or ~ of a user unknown
         return []
-    lead = plain[: len(plain) - len(stem)]
-    return [
-        _escape(f"{lead}{entry.name}") + ("/" if entry.is_dir() else "")
-        for entry in entries
-        if entry.name.startswith(stem) and (stem.startswith(".") or not entry.name.startswith("."))
-    ]
+    found = []
+    for entry in entries:
+        name = entry.name
+        is_hidden = name.startswith(".") and not stem.startswith(".")
+        if not name.startswith(stem) or is_hidden or _CONTROL.search(name):
+            continue
+        rest = name[len(stem) :]
+        end = "/" if entry.is_dir() else quote
+        found.append(f"{word}{rest if quote else _escape(rest)}{end}")
+    return found
 
 
 def _escape(path: str) -> str:
