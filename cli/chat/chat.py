@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,18 +9,22 @@ from typing import Annotated
 import typer
 
 from qvl.cli import options
-from qvl.cli.chat.attachments import attach
 from qvl.cli.output import Output
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PICTURE…] [QUESTION]", help="Pictures and videos, and what to ask about them."),
+]
 Images = Annotated[
     list[str] | None,
-    typer.Option("--image", metavar="FILE", help="A picture to talk about; can be repeated."),
+    typer.Option("--image", metavar="FILE", help="A picture to talk about, - for stdin; can be repeated."),
 ]
 Videos = Annotated[
     list[str] | None, typer.Option("--video", metavar="FILE|DIR", help="A video, or a folder of frames.")
 ]
 Prompt = Annotated[
-    str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this and leave; - reads stdin.")
+    str | None,
+    typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this and exit; - reads stdin."),
 ]
 Fps = Annotated[
     float | None, typer.Option("--fps", metavar="X", min=0.01, help="Frames of a video a second. Default: 2.")
@@ -29,18 +32,21 @@ Fps = Annotated[
 NumberImages = Annotated[
     bool, options.flag("--number-images", help='Put "Picture 1:" before the first picture, and so on.')
 ]
-SchemaFile = Annotated[
-    Path | None, typer.Option("--schema", metavar="FILE", help="Answer in JSON that fits this JSON schema.")
+Schema = Annotated[
+    str | None,
+    typer.Option("--schema", metavar="FILE|JSON", help="Answer in JSON that fits this JSON schema."),
 ]
 DrawTo = Annotated[
     Path | None, typer.Option("--draw", metavar="FILE", help="Draw the boxes of the reply onto the picture.")
 ]
-NoCache = Annotated[bool, options.flag("--no-cache", help="Do not keep what is seen in pictures on disk.")]
-Continue = Annotated[bool, options.flag("--continue", help="Go on with the last conversation.")]
+Force = Annotated[bool, options.flag("--force", help="Let --draw overwrite a file.")]
+NoCache = Annotated[bool, options.flag("--no-cache", help="Do not keep encoded pictures on disk.")]
+Continue = Annotated[bool, options.flag("--continue", help="Continue the last conversation.")]
 
 
 @options.grouped
 def chat(
+    words: Words = None,
     *,
     image: Images = None,
     video: Videos = None,
@@ -48,8 +54,9 @@ def chat(
     fps: Fps = None,
     number_images: NumberImages = False,
     system: options.System = None,
-    schema: SchemaFile = None,
+    schema: Schema = None,
     draw: DrawTo = None,
+    force: Force = False,
     continue_: Continue = False,
     no_cache: NoCache = False,
     model: options.ModelOptions,
@@ -61,22 +68,28 @@ def chat(
 ) -> int:
     """Talk about pictures and videos.
 
-    One question with -p, or from a pipe; else a conversation.
+    One question with -p, as an argument, or from a pipe; else a conversation. Text on stdin beside a question
+    is added before it.
     """
     from qvl.cli.chat import drawing, sessions
+    from qvl.cli.chat.asked import gather
     from qvl.cli.chat.conversation import Conversation
     from qvl.cli.chat.detail import Looking, looked_at_whole
     from qvl.cli.chat.repl import Repl
     from qvl.cli.engine import open_model
-    from qvl.runtime.grammar.schema import read_schema
+    from qvl.cli.inputs import read_schema_option, refuse_stdout
 
     out = Output(quiet, verbose)
-    question = _question(prompt)
-    attachments = [*(attach(image, "image") if image else ()), *(attach(video, "video") if video else ())]
+    asked = gather(words or [], image or [], video or [], prompt, out)
+    attachments, question = asked.attachments, asked.question
+    inputs = [a.path for a in attachments]
+    refuse_stdout(inputs)
     if draw:
-        drawing.check_target(draw)
+        if attachments and all(a.kind == "video" for a in attachments):
+            raise typer.BadParameter("boxes are drawn onto pictures, found only a video", param_hint="--draw")
+        drawing.check_target(draw, inputs=inputs, force=force)
     saved = sessions.load(sessions.LAST) if continue_ else None
-    grammar = read_schema(schema) if schema else None
+    grammar = read_schema_option(schema)
     detail = image_detail or (None if model.min_pixels or model.max_pixels else "auto")
     ahead = partial(looked_at_whole, attachments, detail) if attachments else None
     with open_model(model, out, use_cache=not no_cache, ahead=ahead) as loaded:
@@ -84,7 +97,7 @@ def chat(
             loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
         )
         looking = Looking(loaded, detail, out, fps)
-        repl = Repl(conversation, out, looking, as_json=json)
+        repl = Repl(conversation, out, looking, as_json=json, draw_to=draw)
         if saved:
             repl.restore(saved, sampling)
             conversation.set_system(system or saved.system)
@@ -95,8 +108,8 @@ def chat(
         repl.attach(attachments, look_ahead=False)
         try:
             repl.ask(question)
-            if draw:
-                repl.draw(draw)
+            if draw and not conversation.boxes_by_picture():
+                out.warn(f"{draw}: not written, since the reply has no boxes")
         finally:
             conversation.close()
         is_cut = conversation.reply is not None and conversation.reply.finish_reason == "length"
@@ -105,16 +118,3 @@ def chat(
 
 def _say_dropped(out: Output, n_messages: int) -> None:
     out.note(f"(the context is full: the oldest {n_messages} messages are no longer read)")
-
-
-def _question(prompt: str | None) -> str | None:
-    """The one question to answer, or None for a conversation."""
-    if prompt is None and sys.stdin.isatty():
-        return None
-    text = sys.stdin.read() if prompt in (None, "-") else prompt
-    assert text is not None
-    if not text.strip():
-        missing = "no question is given, and stdin is empty and no terminal"
-        empty = missing if prompt is None else "the prompt is empty"
-        raise typer.BadParameter(empty, param_hint="-p")
-    return text.rstrip("\r\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.cli.chat import sessions
-from qvl.cli.chat.attachments import attach, shown, split_paths
+from qvl.cli.chat.attachments import attach, clean_path, shown, split_paths
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import format_table
 from qvl.runtime.errors import InputError
@@ -20,16 +20,23 @@ if TYPE_CHECKING:
 
 
 class Leave(Exception):
-    """The user wants to go."""
+    """The user ends the conversation."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A slash command: what it is called with, what it says in /help, what it does."""
+    """A slash command.
+
+    Attributes:
+        argument: what it is called with, as /help shows it.
+        run: what it does with its argument.
+        choices: what Tab completes the argument to; None for paths.
+    """
 
     argument: str
     help: str
     run: Callable[[Repl, str], None]
+    choices: Callable[[Repl], list[str]] | None = None
 
 
 def run(repl: Repl, line: str) -> None:
@@ -44,7 +51,7 @@ def run(repl: Repl, line: str) -> None:
     if command is None:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
-        raise InputError(f"no command is called /{name}", hint=hint)
+        raise InputError(f"/{name}: no such command", hint=hint)
     command.run(repl, argument.strip())
 
 
@@ -53,18 +60,33 @@ def _attach(kind: Kind) -> Callable[[Repl, str], None]:
 
 
 def _draw(repl: Repl, argument: str) -> None:
-    repl.draw(Path(split_paths(argument)[0]) if argument else None)
+    repl.draw(Path(_one_path(argument)) if argument else None)
+
+
+def _detach(repl: Repl, argument: str) -> None:
+    taken = repl.conversation.detach(_one_path(argument) if argument else None)
+    repl.out.dim(f"detached: {', '.join(a.path.name for a in taken)}")
+
+
+def _attached_names(repl: Repl) -> list[str]:
+    return [a.path.name for a in repl.conversation.pending]
+
+
+def _one_path(argument: str) -> str:
+    """The argument as one name: blanks in it need no quotes."""
+    paths = split_paths(argument)
+    return paths[0] if len(paths) == 1 else clean_path(argument)
 
 
 def _clear(repl: Repl, argument: str) -> None:
     repl.conversation.clear()
-    repl.out.dim("forgotten; the system prompt and the settings stay")
+    repl.out.dim("conversation cleared; system prompt and settings kept")
 
 
 def _undo(repl: Repl, argument: str) -> None:
     text, attached = repl.conversation.undo()
     names = "".join(f" [{a.path.name}]" for a in attached)
-    repl.out.dim(f"taken back:{names} {text}")
+    repl.out.dim(f"removed:{names} {text}")
 
 
 def _retry(repl: Repl, argument: str) -> None:
@@ -79,7 +101,7 @@ def _edit(repl: Repl, argument: str) -> None:
 def _system(repl: Repl, argument: str) -> None:
     if argument:
         repl.conversation.set_system(None if argument == "none" else argument.strip("\"'"))
-    repl.out.dim(f"system prompt: {repl.conversation.system or 'the default of the model'}")
+    repl.out.answer(f"system prompt: {repl.conversation.system or 'the default of the model'}")
 
 
 def _set(repl: Repl, argument: str) -> None:
@@ -92,16 +114,16 @@ def _set(repl: Repl, argument: str) -> None:
         names = [repl.conversation.set(name, value.strip())]
     values = asdict(repl.conversation.sampling)
     rows = [(name, "default" if values[name] is None else str(values[name])) for name in names]
-    repl.out.dim(format_table(rows))
+    repl.out.answer(format_table(rows))
 
 
 def _save(repl: Repl, argument: str) -> None:
-    name = split_paths(argument)[0] if argument else sessions.LAST
-    repl.out.dim(f"saved to {shown(sessions.save(name, repl.conversation.saved()))}")
+    name = _one_path(argument) if argument else sessions.LAST
+    repl.out.answer(f"saved to {shown(sessions.save(name, repl.conversation.saved()))}")
 
 
 def _load(repl: Repl, argument: str) -> None:
-    repl.restore(sessions.load(split_paths(argument)[0] if argument else sessions.LAST))
+    repl.restore(sessions.load(_one_path(argument) if argument else sessions.LAST))
 
 
 def _stats(repl: Repl, argument: str) -> None:
@@ -112,9 +134,13 @@ def _help(repl: Repl, argument: str) -> None:
     rows = [(f"/{name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
     width = max(len(usage) for usage, _ in rows)
     lines = [f"  {usage:<{width}}  {help}" for usage, help in rows]
-    lines += ["", '  """ begins and ends a message of several lines; Tab completes commands and paths.']
-    lines += ["  A path in a message attaches the picture. Ctrl-C stops a reply; Ctrl-D leaves."]
-    repl.out.note("\n".join(lines))
+    lines += [
+        "",
+        '  """ begins and ends a message of several lines; several pasted lines are one message.',
+        "  A path in a message attaches that picture or video. Tab completes commands, names and paths.",
+        "  Ctrl-C stops a reply; Ctrl-D exits.",
+    ]
+    repl.out.answer("\n".join(lines))
 
 
 def _exit(repl: Repl, argument: str) -> None:
@@ -124,17 +150,24 @@ def _exit(repl: Repl, argument: str) -> None:
 COMMANDS: Final[dict[str, Command]] = {
     "image": Command("PATH…", "attach pictures to the next message", _attach("image")),
     "video": Command("PATH…", "attach a video, or a folder of frames", _attach("video")),
+    "detach": Command(
+        "[NAME]", "detach all that is attached, or one picture", _detach,
+        _attached_names,
+    ),
     "draw": Command("[PATH]", "draw the boxes of the last reply onto its picture", _draw),
-    "clear": Command("", "forget the conversation", _clear),
-    "undo": Command("", "take back the last question and its reply", _undo),
-    "retry": Command("", "ask the last question again", _retry),
-    "edit": Command("", "change the last question", _edit),
+    "clear": Command("", "clear the conversation", _clear, lambda _: []),
+    "undo": Command("", "remove the last question and its reply", _undo, lambda _: []),
+    "retry": Command("", "ask the last question again", _retry, lambda _: []),
+    "edit": Command("", "change the last question", _edit, lambda _: []),
     "system": Command("[TEXT]", "set the system prompt (none: the model's default), or show it", _system),
-    "set": Command("[NAME VALUE]", "change a setting (temperature, seed, …), or show them all", _set),
-    "save": Command("[NAME|PATH]", "keep the conversation", _save),
-    "load": Command("[NAME|PATH]", "go on with a kept conversation", _load),
-    "stats": Command("", "tokens and times of the last reply, and the context in use", _stats),
-    "help": Command("", "show this", _help),
-    "exit": Command("", "leave", _exit),
-}
+    "set": Command(
+        "[NAME VALUE]", "change a setting (temperature, seed, …), or show them all", _set,
+        lambda _: [field.name for field in fields(SamplingOptions)],
+    ),
+    "save": Command("[NAME|PATH]", "save the conversation", _save, lambda _: sessions.session_names()),
+    "load": Command("[NAME|PATH]", "load a saved conversation", _load, lambda _: sessions.session_names()),
+    "stats": Command("", "tokens and times of the last reply, and the context in use", _stats, lambda _: []),
+    "help": Command("", "show this", _help, lambda _: []),
+    "exit": Command("", "exit", _exit, lambda _: []),
+}  # fmt: skip
 ALIASES: Final = {"quit": "exit", "bye": "exit", "?": "help", "img": "image"}

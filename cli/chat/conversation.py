@@ -17,10 +17,10 @@ from qvl.cli.chat.attachments import Attachment
 from qvl.cli.chat.background import Background
 from qvl.cli.chat.sessions import Saved
 from qvl.cli.options import SamplingOptions
-from qvl.runtime.errors import InputError, QvlError
-from qvl.runtime.grounding.box import Box, Event
+from qvl.runtime.errors import InputError
+from qvl.runtime.grounding.box import SCALE, Box, Event
 from qvl.runtime.grounding.mention import picture_of
-from qvl.runtime.grounding.tags import GroundingParser
+from qvl.runtime.grounding.tags import GroundingParser, parse_grounding
 
 if TYPE_CHECKING:
     from qvl.runtime.engine.reply import Progress, Reply
@@ -74,13 +74,9 @@ class Conversation:
         """Put a question and stream the reply as readable text; boxes and problems grow with it.
 
         If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
-        was read, the question is taken back and what was attached is attached again.
+        was read, or it fails, the question is removed and what was attached is attached again.
         """
-        try:
-            self._eager.wait(progress)
-        except QvlError:
-            self.pending.clear()  # what cannot be looked at should not stand in the way of every question
-            raise
+        self._eager.wait(progress)
         parts = [a.part() for a in self.pending]
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
         attached, self.pending = self.pending, []
@@ -92,7 +88,7 @@ class Conversation:
             finished = True
         finally:
             if pieces or finished:
-                self.messages.append({"role": "assistant", "content": "".join(pieces)})
+                self.messages.append(self._reply_message("".join(pieces)))
             else:
                 self.messages.pop()
                 self.pending = attached
@@ -120,6 +116,20 @@ class Conversation:
             raise
         self.reply = stream.result()
         yield from self._shown(parser.finish())
+
+    def _reply_message(self, raw: str) -> Message:
+        """What the model wrote; with boxes or problems also the readable text and the boxes in pixels."""
+        message: Message = {"role": "assistant", "content": raw}
+        if self.boxes or self.problems:
+            message |= {"shown": self.shown, "boxes": [self.box_json(box) for box in self.boxes]}
+        return message
+
+    def box_json(self, box: Box) -> dict[str, Any]:
+        """A box in pixels, with the picture that it is in; in thousandths if there is none."""
+        if box.picture is None:
+            return box.json(SCALE, SCALE)
+        path = self.pictures[box.picture - 1]
+        return {**box.json(*size_of(path)), "picture": box.picture, "image": str(path)}
 
     def _shown(self, events: list[Event]) -> Iterator[str]:
         for event in events:
@@ -163,7 +173,7 @@ class Conversation:
 
     def _prompt(self) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *self.messages]
+        return [*system, *({"role": m["role"], "content": m["content"]} for m in self.messages)]
 
     # attaching -------------------------------------------------------------------------------------
 
@@ -175,7 +185,7 @@ class Conversation:
             self._look_ahead()
 
     def _look_ahead(self) -> None:
-        """Encode and prefill what is attached while the user types: it stands before the question."""
+        """Encode and prefill what is attached while the user types: it comes before the question."""
         if not self.pending:
             return
         opening = {"role": "user", "content": [a.part() for a in self.pending]}
@@ -186,10 +196,27 @@ class Conversation:
             )
         )
 
+    def detach(self, name: str | None = None) -> list[Attachment]:
+        """Take back what is attached to the next message: all of it, or what has this name.
+
+        Raises:
+            InputError: nothing is attached, or nothing of this name.
+        """
+        if not self.pending:
+            raise InputError("nothing is attached")
+        taken = [a for a in self.pending if name in (None, a.path.name, str(a.path))]
+        if not taken:
+            names = ", ".join(a.path.name for a in self.pending)
+            raise InputError(f"{name} is not attached", hint=f"attached: {names}")
+        self._eager.cancel()
+        self.pending = [a for a in self.pending if a not in taken]
+        self._look_ahead()
+        return taken
+
     # changing what was said ------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget all turns and attachments; the system prompt and the settings stay."""
+        """Remove all turns and attachments; the system prompt and the settings are kept."""
         self._eager.cancel()
         self.messages.clear()
         self.pending.clear()
@@ -200,7 +227,7 @@ class Conversation:
         self._n_dropped = 0
 
     def undo(self) -> tuple[str, list[Attachment]]:
-        """Take back the last question with its reply; returns what was asked, and about what.
+        """Remove the last question with its reply; returns its text and its attachments.
 
         Raises:
             InputError: nothing has been said yet.
@@ -214,7 +241,7 @@ class Conversation:
         return _split(message["content"])
 
     def take_back(self) -> str:
-        """Take back the last question, attach its pictures again, and return its text."""
+        """Remove the last question, attach its pictures again, and return its text."""
         text, attached = self.undo()
         self.pending = attached + self.pending
         return text
@@ -252,7 +279,8 @@ class Conversation:
     # saving ----------------------------------------------------------------------------------------
 
     def saved(self) -> Saved:
-        return Saved([*self.messages], self.system, str(self.model.path), self.sampling.kwargs())
+        messages = [_saved(message) for message in self.messages]
+        return Saved(messages, self.system, str(self.model.path), self.sampling.kwargs())
 
     def restore(self, saved: Saved, given: SamplingOptions | None = None) -> None:
         """Go on with a saved conversation: its messages, system prompt and settings.
@@ -261,7 +289,7 @@ class Conversation:
             given: settings that go before the saved ones where they are not the default.
         """
         self.clear()
-        self.messages, self.system = [*saved.messages], saved.system
+        self.messages, self.system = [_restored(message) for message in saved.messages], saved.system
         known = {f.name for f in fields(SamplingOptions)}
         settings = {k: v for k, v in saved.settings.items() if k in known}
         if given is not None:
@@ -270,6 +298,25 @@ class Conversation:
 
     def close(self) -> None:
         self._eager.cancel()
+
+
+def _saved(message: Message) -> Message:
+    """The message with its readable text as `content`, and what the model wrote as `raw`."""
+    if "shown" not in message:
+        return message
+    written, boxes = message["content"], message["boxes"]
+    return {"role": message["role"], "content": message["shown"], "raw": written, "boxes": boxes}
+
+
+def _restored(message: Message) -> Message:
+    """The reverse of `_saved`; of a file from before it was so, what the model wrote is made readable."""
+    content = message["content"]
+    if isinstance(message.get("raw"), str):
+        return {"role": message["role"], "content": message["raw"], "shown": content,
+                "boxes": message.get("boxes", [])}  # fmt: skip
+    if message["role"] == "assistant" and isinstance(content, str) and "<|box_start|>" in content:
+        return {**message, "shown": parse_grounding(content).text, "boxes": []}
+    return message
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -23,14 +23,14 @@ Choices: TypeAlias = Callable[[], Iterable[str]]
 class LineReader:
     """The prompt of a conversation.
 
-    On a terminal readline edits the line, with a history kept under XDG_STATE_HOME/qvl; elsewhere lines are
-    read as they come.
+    On a terminal readline edits the line, with a history kept under XDG_STATE_HOME/qvl; elsewhere, and where
+    there is no readline, lines are read as they come.
 
     Args:
         commands: the slash commands to complete, without the slash, and what their arguments can be.
 
     Attributes:
-        typed: Ctrl-C has dropped something.
+        typed: whether Ctrl-C has dropped something.
     """
 
     def __init__(self, commands: Mapping[str, Choices | None]) -> None:
@@ -72,7 +72,7 @@ class LineReader:
             return
 
     def offer(self, draft: str) -> None:
-        """Put a text on the next prompt for the user to change; without readline it is only shown."""
+        """Put a text on the next prompt for the user to change; without readline nothing is put there."""
         self._draft = draft
 
     def read(self, prompt: str, more: str = "... ") -> str:
@@ -97,6 +97,15 @@ class LineReader:
                 raise
         lines[-1] = lines[-1].partition(FENCE)[0]
         return "\n".join(lines).strip("\n")
+
+    def confirms(self, question: str) -> bool:
+        """Whether the user answers yes; never where nobody can answer."""
+        if not sys.stdin.isatty():
+            return False
+        try:
+            return self._line(question).strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
 
     def _line(self, prompt: str) -> str:
         draft, self._draft = self._draft, ""

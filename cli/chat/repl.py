@@ -1,18 +1,28 @@
-"""The conversation on a terminal: read a line, do what it says, until the user leaves."""
+"""The conversation on a terminal: reads a line, does what it says, until the user exits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from qvl.cli.chat import commands, drawing, sessions
-from qvl.cli.chat.attachments import Attachment, extract, lone_path, looks_like_path, shown, unmet
+from qvl.cli.chat.attachments import (
+    DOWNLOAD,
+    Attachment,
+    extract,
+    is_address,
+    lone_path,
+    looks_like_path,
+    shown,
+    unmet,
+)
 from qvl.cli.chat.conversation import Conversation
 from qvl.cli.chat.detail import Looking
 from qvl.cli.chat.line_editor import LineReader
 from qvl.cli.chat.report import reply_json, stats_text
 from qvl.cli.options import SamplingOptions
-from qvl.cli.output import Output
+from qvl.cli.output import Output, one_line
 from qvl.runtime.errors import ImageError, InputError, OutputError, QvlError
 from qvl.runtime.vision.kind import kind_of
 
@@ -21,7 +31,11 @@ _BAR_AFTER: Final = 0.5
 
 
 class Repl:
-    """A conversation driven by typed lines."""
+    """A conversation driven by typed lines.
+
+    Args:
+        draw_to: the file that the boxes of each reply are drawn into; it may be overwritten.
+    """
 
     def __init__(
         self,
@@ -30,16 +44,22 @@ class Repl:
         looking: Looking | None = None,
         *,
         as_json: bool = False,
+        draw_to: Path | None = None,
     ) -> None:
-        self.conversation = conversation
+        self.conversation: Conversation = conversation
         self.out = out
         self.looking = looking or Looking(conversation.model, None, out)
         self.as_json = as_json
-        self.reader = LineReader(f"/{name}" for name in commands.COMMANDS)
+        self.draw_to = draw_to
+        self.reader = LineReader({name: self._choices(name) for name in commands.COMMANDS})
+
+    def _choices(self, name: str) -> Callable[[], list[str]] | None:
+        choices = commands.COMMANDS[name].choices
+        return None if choices is None else lambda: choices(self)
 
     def run(self) -> int:
-        """Read and answer until the user leaves; returns the exit code."""
-        self.out.dim("/help lists the commands; drop a picture here to talk about it; Ctrl-D leaves")
+        """Read and answer until the user exits; returns the exit code."""
+        self.out.dim("/help lists the commands; drop a picture here to talk about it; Ctrl-D exits")
         try:
             while True:
                 try:
@@ -48,7 +68,7 @@ class Repl:
                     self.out.note()
                     return 0
                 except KeyboardInterrupt:
-                    self.out.note("" if self.reader.typed else "\n(Ctrl-D or /exit leaves)")
+                    self.out.note("" if self.reader.typed else "\n(Ctrl-D or /exit ends the conversation)")
                     continue
                 try:
                     self.handle(line)
@@ -58,6 +78,8 @@ class Repl:
                     self.out.note("\n(stopped)")
                 except QvlError as e:
                     self.out.error(e)
+                    if self.conversation.pending:
+                        self.out.dim("what is attached stays so; /detach drops it")
                 except BrokenPipeError:  # nobody reads the replies
                     raise
                 except OSError as e:  # a file's; a conversation outlives it
@@ -67,41 +89,62 @@ class Repl:
             self.conversation.close()
 
     def _prompt(self) -> str:
-        names = ", ".join(a.path.name for a in self.conversation.pending)
+        names = ", ".join(one_line(a.path.name) for a in self.conversation.pending)
         return f"[{names}] {PROMPT}" if names else PROMPT
 
     def handle(self, line: str) -> None:
-        """Do what one message or command says."""
+        """Do what one message or command says.
+
+        Raises:
+            InputError: a command that is refused, or a message about a picture that cannot be attached: it is
+                not sent, and what was attached before stays.
+        """
         if not line.strip():
             return
         if line.strip().lower() in ("exit", "quit"):  # as in `llm chat` and most shells
             raise commands.Leave
-        if line.startswith("/") and not looks_like_path(line):
-            commands.run(self, line)
+        lines = [part for part in line.splitlines() if part.strip()]
+        if all(part.startswith("/") and not looks_like_path(part) for part in lines):
+            for part in lines:  # several where they were pasted
+                commands.run(self, part)
             return
         text, found = extract(line)
+        if not found:
+            self._refuse_what_is_no_picture(line)
+        self._refuse_what_is_not_there(text, found, as_it_is=line[0] == " ")
+        if found:
+            self.attach(found)
+        if text:
+            self.ask(text)
+
+    def _refuse_what_is_no_picture(self, line: str) -> None:
+        """A path alone that is no picture, as when a file of another kind is dropped."""
         word = line.split(maxsplit=1)[0]
-        if not found and kind_of(Path(word)) and (line.startswith("/") or word == line.strip()):
-            raise ImageError(
-                f"{word}: no such file", hint="/image PATH attaches a picture; Tab completes paths"
-            )
-        if not found and (path := lone_path(line.strip())):
+        if kind_of(Path(word)) and line.startswith("/"):
+            hint = "/image PATH attaches a picture; Tab completes paths"
+            raise ImageError(f"{word}: no such file", hint=hint)
+        if path := lone_path(line.strip()):
             what = "a folder" if path.is_dir() else "neither a picture nor a video by its name"
             hint = "/video attaches a folder of frames, /image any file that holds a picture"
             raise InputError(f"{shown(path)}: {what}", hint=hint)
-        if found:
-            self.attach(found)
-        seen = [*self.conversation.media, *(a.path for a in self.conversation.pending)]
+
+    def _refuse_what_is_not_there(self, text: str, found: list[Attachment], *, as_it_is: bool) -> None:
+        """Names of pictures in a message for which there is no file, and which were not attached before."""
+        seen = [*self.conversation.media, *(a.path for a in (*self.conversation.pending, *found))]
         for name in unmet(text, {path.name for path in seen}):
-            self.out.warn(f"{name}: no such file, so the model reads the name and sees nothing")
-        if text:
-            self.ask(text)
+            what = "a web address; qvl fetches nothing" if is_address(name) else "no such file"
+            if as_it_is:
+                self.out.warn(f"{name}: {what}, so the model reads the name and sees nothing")
+                continue
+            self.reader.offer(text if not found else "")
+            how = DOWNLOAD if is_address(name) else "Tab completes names"
+            raise ImageError(f"{name}: {what}; not sent", hint=f"{how}; a space before the message sends it")
 
     def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
         """Attach to the next message, and say so.
 
         Args:
-            look_ahead: begin to look at once; without it, only what is shrunk is worth a word.
+            look_ahead: begin to encode at once; without it, only what is shrunk is worth a word.
         """
         bounded = [self.looking.bounded(a) for a in attachments]
         said = [
@@ -120,9 +163,10 @@ class Repl:
 
         Ctrl-C goes through, when what was said until then has been finished off.
         """
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         replied = False
         try:
-            with self.out.progress("", "%", delay=_BAR_AFTER) as bar:
+            with self.out.progress("reading", "%", delay=_BAR_AFTER) as bar:
                 for piece in self.conversation.ask(text, lambda *at: bar(at[1], 1.0, self._stage(*at))):
                     bar.close()
                     if not self.as_json:
@@ -141,6 +185,8 @@ class Repl:
             self._say_if_cut()
         if boxed := self.conversation.boxes_by_picture():
             pictures = self.conversation.pictures
+            if self.draw_to is not None:
+                self.draw(self.draw_to, force=True)
             if len(pictures) > 1:
                 names = ", ".join(f"picture {n} ({pictures[n - 1].name})" for n in boxed)
                 self.out.dim(f'(boxes in {names}; a question can name another: "in picture 1")')
@@ -164,24 +210,30 @@ class Repl:
             self.out.dim(f"(cut off after {n} tokens; -n, or /set max_tokens, makes room for more)")
 
     def _stage(self, stage: str, share: float) -> str:
-        """What the model is at, in words."""
+        """What the model is doing, in words."""
         if stage != "encode":
             return "reading the frames" if stage == "frames" else "reading"
         n_layer = self.conversation.model.vision.config.n_layer
-        return f"looking, layer {min(n_layer, round(share * n_layer) + 1)} of {n_layer}"
+        return f"encoding, layer {min(n_layer, round(share * n_layer) + 1)} of {n_layer}"
 
     def restore(self, saved: sessions.Saved, given: SamplingOptions | None = None) -> None:
-        """Go on with a saved conversation, showing what was said last."""
+        """Continue a saved conversation; shows its last reply as readable text."""
         self.conversation.restore(saved, given)
         turns = sum(m["role"] == "user" for m in saved.messages)
         self.out.dim(f"{turns} question{'s' if turns != 1 else ''} so far")
-        if saved.messages and isinstance(saved.messages[-1]["content"], str):
-            self.out.note(saved.messages[-1]["content"])
+        if self.conversation.messages:
+            last = self.conversation.messages[-1]
+            text = last.get("shown", last["content"])
+            if isinstance(text, str):
+                self.out.note(text)
 
-    def draw(self, path: Path | None) -> None:
+    def draw(self, path: Path | None, *, force: bool = False) -> None:
         """Draw the boxes of the last reply onto their picture; without a path, into the working folder.
 
         Boxes in several pictures make several files, numbered as the pictures are.
+
+        Args:
+            force: overwrite a file of this name without asking.
 
         Raises:
             InputError: there are no boxes, or no picture. OutputError: it cannot be written there.
@@ -196,14 +248,21 @@ class Repl:
             )
         for number, boxes in boxed.items():
             picture = self.conversation.pictures[number - 1]
-            target = path or Path(f"{picture.stem}-boxes.png")
-            if len(boxed) > 1:
+            target = path or drawing.unused(Path(f"{picture.stem}-boxes.png"))
+            if len(boxed) > 1 and path is not None:
                 target = target.with_stem(f"{target.stem}-{number}")
-            drawing.write(draw(picture, boxes), target)
-            self.out.dim(f"drawn into {target}")
+            inputs = self.conversation.media
+            try:
+                drawing.check_target(target, inputs=inputs, force=force)
+            except drawing.Exists:
+                if not self.reader.confirms(f"{target} exists; overwrite it? [y/N] "):
+                    raise
+            drawing.write(draw(picture, boxes), target, inputs=inputs, force=True)
+            self.out.dim(f"boxes drawn into {target}")
 
     def show_stats(self) -> None:
         """Say what the last reply cost."""
         if self.conversation.reply is None:
-            raise InputError("nothing has been answered yet")
-        self.out.dim(stats_text(self.conversation))
+            what = "the conversation was loaded" if self.conversation.messages else "the start"
+            raise InputError(f"no reply since {what}", hint="ask something first")
+        self.out.answer(stats_text(self.conversation))

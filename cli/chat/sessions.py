@@ -21,7 +21,8 @@ class Saved:
     """What a session file holds.
 
     Attributes:
-        messages: in the shape of OpenAI and HF, pictures by absolute path.
+        messages: in the shape of OpenAI and HF, pictures by absolute path. A reply with boxes has its
+            readable text as `content`, what the model wrote as `raw`, and `boxes` in pixels.
     """
 
     messages: list[dict[str, Any]]
@@ -35,7 +36,7 @@ def session_path(name: str) -> Path:
     path = expanded(name)
     if path.name and not is_portable(path.name):
         raise InputError(f"{name!r} cannot be a file's name on every system", hint="use letters and digits")
-    if len(path.parts) == 1 and not path.suffix:
+    if len(path.parts) == 1 and path.suffix != ".json":
         return state_dir() / "sessions" / f"{name}.json"
     return path
 
@@ -112,5 +113,10 @@ def _media(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def _known_hint() -> str | None:
-    names = sorted(p.stem for p in (state_dir() / "sessions").glob("*.json"))
-    return f"saved are: {', '.join(names)}" if names else "nothing has been saved yet: /save NAME does"
+    names = session_names()
+    return f"saved: {', '.join(names)}" if names else "nothing has been saved yet; /save NAME saves"
+
+
+def session_names() -> list[str]:
+    """The names of the sessions in the state folder."""
+    return sorted(p.stem for p in (state_dir() / "sessions").glob("*.json"))

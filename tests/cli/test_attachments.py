@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qvl.cli.chat.attachments import attach, extract, lone_path, looks_like_path, shown, split_paths
+from qvl.cli.chat.line_editor import path_completions
 from qvl.runtime.errors import ImageError, InputError
 
 NAMES = ["photo.jpg", "my photo.png", "it's.webp", "a (1).jpeg", "naïve ü.avif", "x.y.z.gif", "tab\tin.png"]
@@ -42,6 +43,46 @@ def test_a_message_that_mentions_a_picture_attaches_it(picture: Path, style: str
     text, found = extract(f"what is in {as_dropped(picture)[style]} ?")
     assert [a.path for a in found] == [picture.resolve()]
     assert text == "what is in ?"
+
+
+@pytest.mark.parametrize("style", ["quoted", "double", "escaped", "completed", "bare"])
+@pytest.mark.parametrize("name", ["my red star.png", "it's (1).webp", "star.png"])
+def test_a_relative_path_attaches_in_every_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, style: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    spellings = {
+        "quoted": shlex.quote(name),
+        "double": f'"{name}"',
+        "escaped": "".join(f"\\{c}" if c in " '()" else c for c in name),
+        "completed": path_completions(name[:2] if name[2] != "'" else "it\\'")[0],
+        "bare": f"./{name}",
+    }
+    for message in ("what is {}?", "{} what?", "look at {}, please", "(see {})", "it's {}"):
+        text, found = extract(message.format(spellings[style]))
+        assert [a.path.name for a in found] == [name], message
+        assert name not in text
+
+
+@pytest.mark.parametrize("space", ["\u202f", "\u00a0", "\u3000"])
+def test_other_spaces_belong_to_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"Shot{space}PM.png"
+    path.touch()
+    assert split_paths(f"{path} b.png") == [str(path), "b.png"]
+    assert extract(f"Shot{space}PM.png what?") == ("what?", attach([str(path)], "image"))
+    # a plain space in its place finds it, where no other file could be meant
+    assert [a.path for a in attach(["Shot PM.png"], "image")] == [path]
+    (tmp_path / "Shot\u2009PM.png").touch()
+    with pytest.raises(ImageError, match="no such file"):
+        attach(["Shot PM.png"], "image")
+
+
+def test_a_web_address_says_what_to_do() -> None:
+    with pytest.raises(ImageError, match=r"https://a\.example/b\.png: a web address") as caught:
+        attach(["https://a.example/b.png"], "image")
+    assert "download" in str(caught.value.hint)
 
 
 def test_a_path_with_bare_spaces_is_found(tmp_path: Path) -> None:

@@ -211,8 +211,8 @@ def test_ctrl_c_at_an_empty_prompt_says_how_to_leave(chat: Callable[..., Termina
     terminal.type("half a line")
     terminal.expect("half a line")
     terminal.interrupt()
-    assert "leaves" not in terminal.expect(r"(?s)\n(.*?)>>> $")[1]
-    terminal.interrupt_until(r"Ctrl-D or /exit leaves")
+    assert "Ctrl-D" not in terminal.expect(r"(?s)\n(.*?)>>> $")[1]
+    terminal.interrupt_until(r"Ctrl-D or /exit ends")
     terminal.expect(PROMPT)
     assert terminal.leave() == 0
 
@@ -269,8 +269,8 @@ def test_stats_count_what_was_kept(chat: Callable[..., Terminal], picture: Path)
         terminal.enter(question)
         terminal.expect(r"\n>>> $")
         terminal.enter("/stats")
-        assert terminal.expect(r"pictures +(\d+) tokens, (\d+) encoded")[1] == "12"
-        prompt = terminal.expect(r"prompt +(\d+) tokens, (\d+) kept")
+        assert terminal.expect(r"pictures +(\d+) tokens: (\d+|none) encoded")[1] == "12"
+        prompt = terminal.expect(r"prompt +(\d+) tokens: (\d+) cached")
         assert kept_at_least < int(prompt[2]) < int(prompt[1])
         terminal.expect(PROMPT)
 
@@ -282,7 +282,7 @@ def test_stats_of_several_pictures(chat: Callable[..., Terminal], picture: Path,
     terminal.enter("What are these?")
     terminal.expect(r"\n>>> $")
     terminal.enter("/stats")
-    terminal.expect(r"pictures +18 tokens, \d encoded.*\n +12 my picture\.png\n +6 other\.png\nprompt")
+    terminal.expect(r"pictures +18 tokens: .* encoded.*\n +12 my picture\.png\n +6 other\.png\nprompt")
 
 
 def test_ctrl_c_ends_one_question_with_what_was_said(model: Path) -> None:
@@ -308,7 +308,7 @@ def test_looking_ahead_is_called_off(chat: Callable[..., Terminal], large_pictur
     terminal.enter(f"/image {large_picture}")
     terminal.expect(r"\[large\.png\] >>> $")
     terminal.enter("/clear")
-    terminal.expect(r"forgotten")
+    terminal.expect(r"conversation cleared")
     terminal.expect(r"\n>>> $")
     terminal.enter("Hello")
     terminal.expect(r"\n>>> $")
@@ -366,5 +366,8 @@ def test_a_picture_that_does_not_fit_says_what_would(
     terminal.expect(r">>> $")
     terminal.enter("What is this?")
     assert int(terminal.expect(r"--max-pixels (\d+) would fit")[1]) <= 512 * 28 * 28
-    terminal.expect(r"\n>>> $")  # and nothing is attached any more
+    terminal.expect(r"/detach drops it")
+    terminal.expect(r"\[large\.png\] >>> $")
+    terminal.enter("/detach")
+    terminal.expect(r"\n>>> $")
     assert terminal.leave() == 0

@@ -79,7 +79,7 @@ def test_a_conversation(chat: Callable[..., Terminal], model: Model, home: Path)
     assert says(terminal, FIND) == boxes.text.strip() and boxes.boxes
     assert "drawn into" in says(terminal, "/draw star.png")
     assert Image.open(home / "star.png").size >= Image.open(ONE).size
-    assert "kept" in says(terminal, "/stats")
+    assert "cached" in says(terminal, "/stats")
     assert FIND in says(terminal, "/undo")
     assert says(terminal, "/retry") == first["content"].strip()
     terminal.enter("/edit")

@@ -71,7 +71,7 @@ def test_a_table_lines_up() -> None:
             1,
             [r"error: no\nsuch\x1b[31m.png: no such"],
         ),
-        (["chat", "--draw", "/no/such/a.png", "-p", "x"], 1, ["/no/such/a.png: there is no folder"]),
+        (["chat", "--draw", "/dev/null/a.png", "-p", "x"], 1, ["/dev/null is not a folder"]),
         (["chat", "--draw", "a.xyz", "-p", "x"], 1, ["a.xyz: the suffix .xyz"]),
         (["chat", "--schema", "/no/such.json", "-p", "x"], 1, ["/no/such.json"]),
     ],

@@ -34,6 +34,7 @@ class RoteSession:
     looked_at: list[list[dict[str, Any]]] = field(default_factory=list)
     interrupt_after: int | None = None
     answer: str = "reply {} end"
+    n_ctx: int = 4096
 
     def generate(self, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
         self.prompts.append(messages)
@@ -140,13 +141,50 @@ def test_a_name_alone_that_is_not_there_is_an_error(repl: Repl, session: RoteSes
     assert session.prompts == []
 
 
-def test_a_name_in_a_question_that_is_not_there_is_said(
-    repl: Repl, picture: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "words"), [("gone.png", "no such file"), ("https://a.example/cat.jpg", "a web address")]
+)
+def test_a_message_about_a_picture_that_is_not_there_is_not_sent(
+    repl: Repl, session: RoteSession, picture: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
     repl.handle(f"{picture} What is it?")
-    repl.handle(f"Is {picture.name} like gone.png?")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
-    assert warnings == ["warning: gone.png: no such file, so the model reads the name and sees nothing"]
+    repl.handle(f"/image {picture}")
+    n_asked = len(session.prompts)
+    with pytest.raises(ImageError, match=f"{words}.*not sent"):
+        repl.handle(f"Is {picture.name} like {name}?")
+    assert len(session.prompts) == n_asked
+    assert [a.path for a in repl.conversation.pending] == [picture]  # what waited still does
+    assert repl.reader._draft == f"Is {picture.name} like {name}?"
+    capsys.readouterr()
+    repl.handle(f" Is {picture.name} like {name}?")  # a space before it: it is meant
+    assert len(session.prompts) == n_asked + 1
+    assert f"warning: {name}: {words}" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_leaves_what_waits(
+    repl: Repl, session: RoteSession, picture: Path
+) -> None:
+    repl.handle(f"/image {picture}")
+    bad = picture.with_name("bad.png")
+    bad.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        repl.handle(f"compare with {bad}")
+    assert [a.path for a in repl.conversation.pending] == [picture] and not session.prompts
+
+
+def test_detach(repl: Repl, session: RoteSession, picture: Path) -> None:
+    other = picture.with_name("my other.png")
+    other.write_bytes(picture.read_bytes())
+    repl.handle(f"/image {picture} '{other}'")
+    repl.handle("/detach my other.png")
+    assert [a.path for a in repl.conversation.pending] == [picture]
+    with pytest.raises(InputError, match="not attached"):
+        repl.handle("/detach other.png")
+    repl.handle("/detach")
+    repl.handle("first?")
+    assert session.prompts == [[{"role": "user", "content": "first?"}]]
+    with pytest.raises(InputError, match="nothing is attached"):
+        repl.handle("/detach")
 
 
 def test_a_dropped_file_that_is_no_picture_is_no_question(
@@ -387,9 +425,107 @@ def test_help_names_every_command(repl: Repl, capsys: pytest.CaptureFixture[str]
 
 
 def test_completion(repl: Repl, picture: Path) -> None:
-    assert repl.reader.completions("/im", at_start=True) == ["/image "]
-    assert repl.reader.completions(f"{picture.parent}/a.", at_start=False) == [str(picture)]
-    (picture.parent / "my photo.png").touch()
-    assert repl.reader.completions(f"{picture.parent}/my", at_start=True) == [
-        f"{picture.parent}/my\\ photo.png"
-    ]
+    folder = picture.parent
+    assert repl.reader.completions("/im") == ["/image "]
+    assert repl.reader.completions(f"what is {folder}/a.") == [f"{folder}/a.png"]
+    (folder / "far off").mkdir()
+    (folder / "far off" / "my photo.png").touch()
+    (folder / "\x1b[31mred.png").touch()
+    assert repl.reader.completions(f"/image {folder}/far\\ of") == [f"{folder}/far\\ off/"]
+    assert repl.reader.completions(f"{folder}/far\\ off/my") == [f"{folder}/far\\ off/my\\ photo.png"]
+    assert repl.reader.completions(f"'{folder}/far off/my p") == [f"'{folder}/far off/my photo.png'"]
+    assert repl.reader.completions(f"{folder}/\x1b") == []
+    repl.handle(f"/image {picture}")
+    assert repl.reader.completions("/detach ") == ["a.png"]
+    repl.handle("/save my chat")
+    assert repl.reader.completions("/load my") == ["my\\ chat"]
+    assert repl.reader.completions("/set top_") == ["top_k", "top_p"]
+
+
+def test_a_session_keeps_its_whole_name(repl: Repl, tmp_path: Path) -> None:
+    repl.handle("/save my chat")
+    assert (tmp_path / "state" / "qvl" / "sessions" / "my chat.json").exists()
+    repl.handle("/load my chat")
+    repl.handle("/load 'my chat'")
+    repl.handle(f"/save {tmp_path}/my talk.json")
+    assert (tmp_path / "my talk.json").exists()
+
+
+def test_commands_pasted_together_run_one_by_one(repl: Repl, session: RoteSession, picture: Path) -> None:
+    repl.handle(f"/image {picture}\n/set seed 3\n")
+    assert repl.conversation.sampling.seed == 3 and repl.conversation.pending
+    repl.handle("first line\n/second line")
+    assert session.prompts[0][0]["content"][-1]["text"] == "first line\n/second line"
+
+
+@pytest.mark.parametrize("command", ["/help", "/set", "/system", "/stats", "/save x"])
+def test_what_a_command_was_asked_for_is_shown_with_quiet(
+    repl: Repl, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    repl.handle("first?")
+    repl.out = Output(quiet=True)
+    capsys.readouterr()
+    repl.handle(command)
+    assert capsys.readouterr().err
+
+
+def test_a_saved_reply_is_readable_and_goes_back_as_it_was(
+    repl: Repl, session: RoteSession, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.answer = f"It is {BOX} here"
+    repl.handle(f"{picture} where?")
+    repl.handle("/save talk")
+    saved = json.loads((tmp_path / "state" / "qvl" / "sessions" / "talk.json").read_text())["messages"][-1]
+    readable = "It is the bike [20, 20, 100, 90] here"
+    assert (saved["content"], saved["raw"]) == (readable, f"It is {BOX} here")
+    assert [box["box"] for box in saved["boxes"]] == [[20, 20, 100, 90]]
+    capsys.readouterr()
+    repl.handle("/load talk")
+    shown = capsys.readouterr().err
+    assert readable in shown and "<|" not in shown
+    with pytest.raises(InputError, match="no reply since the conversation was loaded"):
+        repl.handle("/stats")
+    repl.handle("and?")
+    assert session.prompts[-1][1] == {"role": "assistant", "content": f"It is {BOX} here"}
+
+
+def test_draw_writes_over_no_input_and_asks_before_it_overwrites(
+    repl: Repl, session: RoteSession, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.answer = BOX
+    before = picture.read_bytes()
+    repl.handle(f"{picture} where?")
+    (tmp_path / "link.png").symlink_to(picture)
+    for name in ("a.png", "link.png"):
+        for force in (False, True):
+            with pytest.raises(OutputError, match="is read by this command"):
+                repl.draw(tmp_path / name, force=force)
+    out = tmp_path / "out.png"
+    out.write_bytes(b"mine")
+    monkeypatch.setattr(repl.reader, "confirms", lambda question: False)
+    with pytest.raises(OutputError, match="exists"):
+        repl.handle(f"/draw {out}")
+    assert out.read_bytes() == b"mine" and picture.read_bytes() == before
+    monkeypatch.setattr(repl.reader, "confirms", lambda question: "overwrite" in question)
+    repl.handle(f"/draw {out}")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.chdir(tmp_path)
+    repl.handle("/draw")
+    repl.handle("/draw")
+    assert (tmp_path / "a-boxes.png").exists() and (tmp_path / "a-boxes-2.png").exists()
+    repl.handle("/draw new/folder/a.png")
+    assert (tmp_path / "new" / "folder" / "a.png").exists()
+
+
+def test_a_conversation_draws_every_reply_that_has_boxes(
+    repl: Repl, session: RoteSession, picture: Path, tmp_path: Path
+) -> None:
+    repl.draw_to = tmp_path / "boxes.png"
+    repl.handle(f"{picture} what?")
+    assert not repl.draw_to.exists()
+    session.answer = BOX
+    repl.handle("where?")
+    first = repl.draw_to.read_bytes()
+    session.answer = BOX.replace("(100,200)", "(300,300)")
+    repl.handle("and now?")
+    assert repl.draw_to.read_bytes() != first
