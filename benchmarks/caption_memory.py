@@ -19,7 +19,7 @@ from statistics import mean
 import numpy as np
 from PIL import Image
 
-from qvl.runtime import load
+from qvl.runtime import caption, load
 
 
 def rss() -> float:
@@ -53,7 +53,7 @@ def main() -> None:
         pictures.mkdir()
         write(pictures, args.images)
         started, sizes = time.perf_counter(), []
-        for _ in model.caption(pictures, output=Path(folder) / "out.jsonl", max_tokens=args.tokens):
+        for _ in caption(model, pictures, output=Path(folder) / "out.jsonl", max_tokens=args.tokens):
             sizes.append(rss())
             if len(sizes) % 200 == 0:
                 rate = len(sizes) / (time.perf_counter() - started)

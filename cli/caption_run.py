@@ -15,7 +15,7 @@ from typing import Final
 from qvl.cli.engine import open_model
 from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output, human_rate, human_seconds
-from qvl.runtime.activity import Activity
+from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Book, Results, Stop, Tally
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.ledger import Ledger

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +33,12 @@ from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.video import VideoOptions, load_video
 
-if TYPE_CHECKING:
-    from qvl.runtime.caption.record import Record
-
 Ahead: TypeAlias = Callable[[VisionEncoder], Iterable[VisionChunk]]
 """Says what will be asked about."""
 
 N_CTX: Final = 8192
 _LOGIT_ROWS: Final = 128
+_SLOTS: Final = 4  # calls of `Model.generate` that run at once
 
 
 def load(
@@ -165,6 +164,7 @@ class Model:
         self._store = store or EmbeddingStore(_EncoderBackend(vision) if vision is not None else None)
         self._sessions: list[Session] = []
         self._default: Session | None = None
+        self._lock = threading.Lock()  # of the default session, and of `logits`' memory
 
     @property
     def vision(self) -> VisionEncoder:
@@ -185,9 +185,15 @@ class Model:
         """Whether there is an image encoder."""
         return self._vision is not None
 
-    def session(self, *, n_ctx: int | None = None) -> Session:
-        """A new conversation with a KV cache of its own; pictures are encoded once for all of them."""
-        session = Session(self.context(n_ctx=n_ctx or self.n_ctx), self._store, self.template, self.sampling)
+    def session(self, *, n_ctx: int | None = None, slots: int = 1) -> Session:
+        """A new conversation with a KV cache of its own; pictures are encoded once for all of them.
+
+        Args:
+            n_ctx: KV cells, for all slots together.
+            slots: prompts that can run at once.
+        """
+        context = self.context(n_ctx=n_ctx or self.n_ctx, n_seq_max=slots)
+        session = Session(context, self._store, self.template, self.sampling)
         self._sessions.append(session)
         return session
 
@@ -206,26 +212,20 @@ class Model:
     def generate(self, messages: Sequence[Message], **options: Any) -> Stream:
         """Reply to messages; see `Session.generate`, which says what the options are.
 
-        Calls share one session: a prompt that begins like the one before costs only the difference. A
-        stream that was not read to its end ends when the next call is read.
+        Calls share one session: a prompt that begins like an earlier one costs only the difference. Those
+        of several threads run together, up to four at a time; the others wait. A stream that was not read
+        to its end ends when the same thread reads another.
         """
-        if self._default is None:
-            self._default = self.session()
+        with self._lock:
+            if self._default is None:
+                self._default = self.session(slots=_SLOTS)
         return self._default.generate(messages, **options)
-
-    def caption(self, paths: Any, **options: Any) -> Iterator[Record]:
-        """Caption pictures and videos, several at a time; `qvl.runtime.caption.api.caption` says how.
-
-        A model that is loaded for this alone should be loaded with optimize="prefill".
-        """
-        from qvl.runtime.caption.api import caption
-
-        return caption(self, paths, **options)
 
     def logits(self, messages: Sequence[Message], *, number_images: bool = False) -> NDArray[np.float32]:
         """Logits at every position of the prompt with its generation header, vision positions included.
 
-        Conversations are not disturbed. The result is large: 0.6 MB a position for Qwen2-VL.
+        Conversations are not disturbed; calls of several threads take turns. The result is large: 0.6 MB a
+        position for Qwen2-VL.
 
         Returns:
             float32 [n_positions, n_vocab], in the order of KV cells.
@@ -234,7 +234,8 @@ class Model:
         encoded = self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
         rows: list[NDArray[np.float32]] = []
-        with self.context(n_ctx=n, n_batch=min(n, _LOGIT_ROWS), n_outputs_max=min(n, _LOGIT_ROWS)) as context:
+        size = {"n_ctx": n, "n_batch": min(n, _LOGIT_ROWS), "n_outputs_max": min(n, _LOGIT_ROWS)}
+        with self._lock, self.context(**size) as context:
             for batch in batches(units, encoded.vectors, n_batch=context.n_batch, outputs="all"):
                 context.decode(batch)
                 rows.append(context.logits())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ ALLOWED = {
     "convert": (
         "qvl.convert",
         "qvl.runtime.errors",
+        "qvl.runtime.families.table",
+        "qvl.runtime.files",
         "qvl.runtime.ggml",
         "qvl.runtime.resources",
         "qvl.runtime.atomic",
@@ -31,6 +34,14 @@ ALLOWED = {
     ),
     "models": ("qvl.models", "qvl.runtime.errors"),
     "cli": ("qvl",),
+}
+
+# Floors inside the runtime: what a folder must not import.
+FORBIDDEN = {
+    "engine": ("caption", "detail", "families", "grounding", "measure", "model", "serve"),
+    "ggml": ("caption", "detail", "engine", "families", "llama", "measure", "model", "prompt", "vision"),
+    "llama": ("caption", "detail", "engine", "families", "measure", "model", "prompt", "vision"),
+    "vision": ("caption", "engine", "llama", "measure", "model"),
 }
 
 
@@ -60,6 +71,69 @@ def test_imports_go_one_way(package: str) -> None:
         and not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[package])
     ]
     assert not wrong, f"{package} must not import:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_floors_of_the_runtime(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sources(f"runtime/{folder}")
+        for line, name in imports(path)
+        if name.startswith("qvl.runtime.") and name.split(".")[2] in FORBIDDEN[folder]
+    ]
+    assert not wrong, f"runtime/{folder} must not import:\n" + "\n".join(wrong)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("qvl", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def run_time_imports(path: Path) -> set[str]:
+    """Names that are imported when the module or one of its functions runs, not only for its types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[str] | None:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as e:
+        return list(e.args[1])
+    return None
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_by_a_circle(package: str) -> None:
+    modules = {module_name(path): path for path in sources(package)}
+    graph = {
+        name: {
+            next((m for m in (target, target.rpartition(".")[0]) if m in modules), "")
+            for target in run_time_imports(path)
+        }
+        - {"", name}
+        for name, path in modules.items()
+        if path.name != "__init__.py"
+    }
+    assert any(graph.values()) or len(graph) == 1
+    assert circles(graph) is None
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
+
+
+def test_few_files_are_loose_in_the_runtime() -> None:
+    assert len([p for p in (ROOT / "runtime").glob("*.py") if p.name != "__init__.py"]) < 10
 
 
 def test_the_runtime_needs_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""Captions from Python: `Model.caption`."""
+"""Captions from Python: `qvl.runtime.caption(model, paths)`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.activity import Activity
+from qvl.runtime.caption.activity import Activity
 from qvl.runtime.engine.engine import Engine
 from qvl.runtime.engine.request import Job as EngineJob
 from qvl.runtime.engine.request import Request as EngineRequest

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.activity import Activity
+from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prompts import Prompt, Prompts
 from qvl.runtime.errors import ImageError, QvlError

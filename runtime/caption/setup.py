@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.runtime.activity import Activity
+from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Results, Stop
 from qvl.runtime.caption.captioner import BatchCaptioner, Request
 from qvl.runtime.caption.inputs import Item

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from qvl.runtime.atomic import write_whole
 from qvl.runtime.detail.cost import Pace
 from qvl.runtime.files import default_directory, file_identity
 from qvl.runtime.llama.context import Context
-from qvl.runtime.model import Model
 from qvl.runtime.resources import default_threads
+
+if TYPE_CHECKING:
+    from qvl.runtime.model import Model
 
 _SIDE: Final = 224
 _TOKENS: Final = 64

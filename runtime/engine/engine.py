@@ -16,23 +16,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Final
 
-import numpy as np
-
-from qvl.runtime.engine.batches import Parts, advance, token_batch, vision_batch
+from qvl.runtime.engine.decoding import Decoding, Failed
 from qvl.runtime.engine.encoding import Embedder, Encoding
 from qvl.runtime.engine.reply import TokenLogprob
 from qvl.runtime.engine.request import Job, Request, Sample
 from qvl.runtime.engine.slot import Slot, Slots
-from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
-from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
+from qvl.runtime.engine.units import VisionUnit, n_cells
+from qvl.runtime.errors import BackendError, ContextFullError, InputError
 from qvl.runtime.interrupt import held_interrupts
-from qvl.runtime.llama.batch import Batch
 from qvl.runtime.llama.context import Context
-
-_STALL_SECONDS: Final = 0.3  # that replies may wait for the prompts read beside them
-_LEAST: Final = 32  # tokens of a prompt read at a time beside replies
 
 
 class Engine:
@@ -57,9 +50,9 @@ class Engine:
         self._slots = Slots(context, can_cut=context.model.hparams.architecture.can_rewind)
         self._encoding = Encoding(embedder)
         self._interleave = interleave
+        self._decoding = Decoding(context, self._slots, self.seconds, interleave=interleave)
         self._waiting: deque[Job] = deque()
         self._ended: list[Job] = []
-        self._token_seconds = 0.0  # of a prompt, estimated
         self._turn = threading.Condition()
         self._stepping = False
         self._closed = False
@@ -249,14 +242,10 @@ class Engine:
 
     # pictures --------------------------------------------------------------------------------------
 
-    @property
-    def _reading(self) -> list[Slot]:
-        return [slot for slot in self._slots.busy if slot.queue and slot.leader is None]
-
     def _encode(self) -> bool:
         """Encode some of what is needed; False when nothing is."""
         wanted: dict[Job, list[VisionUnit]] = {}
-        for slot in self._reading:
+        for slot in self._slots.reading:
             units = [unit for unit in slot.queue if isinstance(unit, VisionUnit)]
             if units and slot.job is not None:
                 wanted[slot.job] = units
@@ -272,74 +261,13 @@ class Engine:
     # tokens ----------------------------------------------------------------------------------------
 
     def _decode(self, cancelled: Callable[[], bool]) -> None:
-        """Decode one batch of embeddings and one of tokens; without interleaving only one of the two."""
-        slots = self._reading
-        replies = [slot for slot in slots if self._writes(slot)]
-        prompts = [slot for slot in slots if not self._writes(slot)]
-        limit = self._context.n_batch
-        if replies and self._interleave and self._token_seconds:
-            limit = min(limit, max(_LEAST, int(_STALL_SECONDS / self._token_seconds)))
-        found = vision_batch(prompts, self._encoding.vectors, limit)
-        if found is not None and not (self._run(*found, cancelled) and self._interleave):
-            return
-        prompts = [slot for slot in self._reading if not self._writes(slot)]
-        found = token_batch([*replies, *prompts], min(limit + len(replies), self._context.n_batch))
-        if found is not None:
-            self._run(*found, cancelled)
-
-    def _writes(self, slot: Slot) -> bool:
-        return slot.sample is not None and bool(slot.sample.tokens)
-
-    def _run(self, batch: Batch, parts: Parts, cancelled: Callable[[], bool]) -> bool:
-        """Decode a batch, and sample where a queue has come to its end; False if it was stopped."""
-        jobs = {slot.job: None for slot, _ in parts if slot.job is not None}
-        reading = [job for job in jobs if not job.started]
-        started = time.perf_counter()
-        try:
-            self._context.decode(batch, lambda: cancelled() or any(job.cancelled.is_set() for job in reading))
-        except Exception as e:
-            for slot, _ in parts:
-                self._restore(slot)
-            if not isinstance(e, Cancelled):
-                for job in jobs:
-                    self._end(job, e)
-            return False
-        seconds = time.perf_counter() - started
-        self._account(batch, parts, seconds)
-        rows = np.cumsum([n for _, n in parts]) - 1
-        ready = [(slot, int(row)) for (slot, n), row in zip(parts, rows, strict=True) if advance(slot, n)]
-        for slot, row in ready:
-            self._go_on(slot, row)
-        if batch.embeddings is not None:
-            self._forget_vectors()
-        return True
-
-    def _restore(self, slot: Slot) -> None:
-        """Make a slot as it was before the batch that failed."""
-        if self._slots.can_cut:
-            self._slots.cut(slot, len(slot.units))
-        else:
-            queue: list[Unit] = [*slot.units, *slot.queue]
-            self._slots.cut(slot, 0)
-            slot.queue = queue
-
-    def _account(self, batch: Batch, parts: Parts, seconds: float) -> None:
-        read = sum(n for slot, n in parts if not self._writes(slot))
-        share = read / len(batch)
-        self.seconds["prefill"] += seconds * share
-        self.seconds["generate"] += seconds * (1 - share)
-        if read >= _LEAST:
-            self._token_seconds = seconds / len(batch)
-        for job, slot, n in {slot.job: (slot.job, slot, n) for slot, n in parts}.values():
-            if job is None:
-                continue
-            if self._writes(slot):
-                job.generate_seconds += seconds
+        for outcome in self._decoding.step(self._encoding.vectors, cancelled):
+            if isinstance(outcome, Failed):
+                self._end(outcome.job, outcome.error)
             else:
-                job.prefill_seconds += seconds
-                job.read_tokens += n
-                total = job.prompt_tokens - job.cached_tokens
-                job.progress.append(("prefill", min(1.0, job.read_tokens / max(1, total))))
+                self._go_on(outcome.slot, outcome.row)
+        if self._encoding.vectors:
+            self._forget_vectors()
 
     def _go_on(self, slot: Slot, row: int) -> None:
         """The slot has read its queue: sample what follows, for all samples if it was the prompt."""

@@ -92,6 +92,11 @@ class Slots:
         return [slot for slot in self.all if not slot.free]
 
     @property
+    def reading(self) -> list[Slot]:
+        """Those with something to decode."""
+        return [slot for slot in self.busy if slot.queue and slot.leader is None]
+
+    @property
     def n_used(self) -> int:
         """Cells that hold something."""
         return sum(slot.n_cells - min(slot.shared, slot.n_cells) for slot in self.all)

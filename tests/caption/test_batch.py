@@ -12,7 +12,7 @@ from PIL import Image
 from support.clips import write_clip
 
 from qvl.convert import Converted
-from qvl.runtime import load
+from qvl.runtime import caption, load
 from qvl.runtime.caption.inputs import find_inputs
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
@@ -144,7 +144,7 @@ def test_a_schema_is_kept_by_all(model: Model, pictures: Path, tmp_path: Path) -
 def test_json_that_is_cut_is_a_failure(model: Model, pictures: Path, tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
     (tmp_path / "s.json").write_text(json.dumps(schema))
-    records = list(model.caption(pictures, schema=tmp_path / "s.json", max_tokens=3))
+    records = list(caption(model, pictures, schema=tmp_path / "s.json", max_tokens=3))
     assert {record.error for record in records} == {
         f"{record.path}: no whole JSON in 3 tokens: raise `max_tokens`" for record in records
     }

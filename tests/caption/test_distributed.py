@@ -15,7 +15,7 @@ import pytest
 from support.caption_fakes import write_pictures
 
 from qvl.convert import Converted
-from qvl.runtime import load
+from qvl.runtime import caption, load
 from qvl.runtime.caption.distributed import RayRunner
 from qvl.runtime.caption.inputs import find_inputs
 from qvl.runtime.caption.ledger import Ledger
@@ -51,7 +51,7 @@ def actors() -> list[int]:
 
 def expected(tiny_model: Converted, folder: Path) -> dict[str, str | None]:
     with load(tiny_model.text, tiny_model.mmproj, **LOADING) as model:  # type: ignore[arg-type]
-        captions = model.caption(folder, max_tokens=6, temperature=1.0, parallel=4)
+        captions = caption(model, folder, max_tokens=6, temperature=1.0, parallel=4)
         return {record.path: record.caption for record in captions}
 
 

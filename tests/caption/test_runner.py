@@ -14,7 +14,7 @@ from PIL import Image
 from support.caption_fakes import PREPROCESSOR, FakeCaptioner, runner, said, write_pictures
 from support.clips import write_clip
 
-from qvl.runtime.activity import Activity
+from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.captioner import Done
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prepare import Prepared, Preparer, Rejected

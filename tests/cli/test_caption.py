@@ -23,7 +23,7 @@ from qvl.cli.caption_run import Report
 from qvl.cli.main import run
 from qvl.cli.output import Output
 from qvl.convert import Converted
-from qvl.runtime.activity import Activity
+from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Tally
 from qvl.runtime.caption.record import Record
 
