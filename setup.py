@@ -3,10 +3,43 @@
 A failed compilation leaves qvl to ggml's own kernels.
 """
 
+import platform
+
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-fno-math-errno"]
+NATIVE = "runtime/native"
+# one file for each set of instructions; where the processor is of another kind, the file compiles to nothing
+LEVELS = {
+    "x86": ("avx2", "avxvnni", "avx512vnni", "avx512bf16"),
+    "arm": ("neon",),
+}
+HEADERS = ("attention", "blocks", "ggml_abi", "kernels", "lanes256", "lanes512", "level", "linear", "norm")
+
+
+class BuildExt(build_ext):
+    """Leaves out the kernels for instructions that the compiler does not know."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name.endswith("._kernels"):
+            kind = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
+            levels = [level for level in LEVELS[kind] if self._compiles(ext, level)]
+            ext.sources = [f"{NATIVE}/dispatch.c", *(f"{NATIVE}/{level}.c" for level in levels)]
+            ext.define_macros = [(f"QVL_HAVE_{level.upper()}", None) for level in levels]
+        super().build_extension(ext)
+
+    def _compiles(self, ext: Extension, level: str) -> bool:
+        try:
+            self.compiler.compile(
+                [f"{NATIVE}/{level}.c"], f"{self.build_temp}/probe", extra_postargs=["-fsyntax-only", *FLAGS]
+            )
+        except CompileError:
+            self.announce(f"qvl: this compiler lacks {level}: its kernels are left out", level=3)
+            return False
+        return True
 
 
 class BuildPy(build_py):
@@ -19,13 +52,16 @@ class BuildPy(build_py):
 
 
 setup(
-    cmdclass={"build_py": BuildPy},
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     ext_modules=[
         Extension(
             "qvl.runtime.native._kernels",
-            sources=["runtime/native/attention.c", "runtime/native/linear.c"],
-            depends=["runtime/native/simd.h", "runtime/native/ggml_abi.h"],
-            extra_compile_args=FLAGS,
+            sources=[f"{NATIVE}/dispatch.c"],  # and the levels that compile
+            depends=[
+                *(f"{NATIVE}/{name}.c" for levels in LEVELS.values() for name in levels),
+                *(f"{NATIVE}/{name}.h" for name in (*HEADERS, "product", "vector", "weights")),
+            ],
+            extra_compile_args=[*FLAGS, "-ffp-contract=fast"],
             optional=True,
         ),
         Extension(

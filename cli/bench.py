@@ -147,8 +147,8 @@ def _setting(subject: Subject, machine: Machine) -> list[str]:
         *machine.devices,
     ]
     if subject.precision is not None:
-        kernels = "qvl's own kernels" if subject.precision != "exact" else "ggml's kernels"
-        lines.append(f"image encoder in {subject.precision} precision by {kernels}, on {subject.device}")
+        kernels = "ggml's" if subject.precision == "exact" else f"qvl's own {subject.precision}"
+        lines.append(f"image encoder by {kernels} kernels, on {subject.device}")
     return [*lines, f"{subject.threads} threads"]
 
 

@@ -197,16 +197,17 @@ class Graph:
         kernel: int,
         kind: ggml.Type,
         shape: Sequence[int],
-        sources: Sequence[Tensor],
+        sources: Sequence[Tensor | None],
         params: KernelParams,
     ) -> Tensor:
         """A node computed by a function of ours on the CPU (`ggml_custom_4d`).
 
         Args:
             kernel: address of a `ggml_custom_op_t`.
+            sources: what it reads, None for one that it does without.
             params: what it gets as userdata; kept as long as the graph.
         """
-        array = (ctypes.c_void_p * len(sources))(*[t.pointer for t in sources])
+        array = (ctypes.c_void_p * len(sources))(*[t and t.pointer for t in sources])
         self._params.append(params)
         return self.op(
             "ggml_custom_4d", int(kind), *_four(shape), ctypes.addressof(array), len(sources),

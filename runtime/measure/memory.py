@@ -78,7 +78,7 @@ def predict_memory(
         grid = preprocessor.grid(height, width)
         patches = n_patches(grid)
         compute = encoder.planned_bytes(grid)
-        if encoder.precision == "bfloat16":
+        if encoder.precision != "exact":
             compute += 2 * 2 * patches * encoder.config.n_embd  # the kernels' copy of keys and values
         return Memory(
             resident_bytes(),

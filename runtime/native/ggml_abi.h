@@ -35,12 +35,10 @@ struct qvl_run {
     int64_t count, size;
 };
 
-enum { QVL_NONE = 0, QVL_SILU = 1 };
-
 struct qvl_params {
     int32_t failed; /* set by a kernel: out of memory */
-    float scalar;   /* attention: the scale; layer norm: the epsilon */
-    int32_t choice; /* attention: the number of runs; linear: what follows the product */
+    float scalar;   /* attention: the scale; norm: the epsilon */
+    int32_t choice; /* attention: the number of runs; otherwise see QVL_FORMAT in kernels.h */
     int32_t next;   /* the next task that no thread has taken; 0 between runs */
     struct qvl_run runs[];
 };

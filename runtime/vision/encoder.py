@@ -71,8 +71,8 @@ class VisionEncoder:
         device: a name for `find_device`.
         threads: CPU threads; by default the physical cores.
         min_pixels, max_pixels: in place of the file's own bounds on a resized picture.
-        precision: "exact" multiplies in the file's types and attends in float32; "auto" takes bfloat16
-            kernels where the CPU has them and the file stores no float32 matrices.
+        precision: "exact" multiplies in the file's types and attends in float32; "auto" takes our own
+            kernels where the CPU has them (`qvl.runtime.native`) and the file stores no float32 matrices.
 
     Attributes:
         family: whose tower it is.
@@ -111,8 +111,8 @@ class VisionEncoder:
 
     @property
     def precision(self) -> str:
-        """How it computes: "exact", or "bfloat16" by our own kernels."""
-        return "bfloat16" if isinstance(self._layers, Fast) else "exact"
+        """How it computes: "exact", or the name of our own kernels in use ("avx2", …)."""
+        return self._layers.kernels.name if isinstance(self._layers, Fast) else "exact"
 
     def spare_threads(self, n: int) -> None:
         """Leave n of its CPU threads to others from now on; a run that reports progress does so half-way."""

@@ -1,19 +1,21 @@
 """The vision tower's layers, in two makes: ggml's operations alone, or with our own kernels on the CPU.
 
 `Exact` multiplies what the file stores and attends in float32 where the device can. `Fast` rounds
-activations to bfloat16, as the model was trained, and fuses what follows each product into it.
+activations to what the processor multiplies fastest, and fuses what follows each product into it.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.graph import Graph, KernelParams, Tensor
 from qvl.runtime.ggml.weights import Weights
-from qvl.runtime.native import Kernels
+from qvl.runtime.native import Activation as Code
+from qvl.runtime.native import Format, Kernels
 from qvl.runtime.vision.attention import Attention
 from qvl.runtime.vision.grid import Runs
 
@@ -21,6 +23,8 @@ Activation = Literal["", "silu", "gelu", "gelu_tanh"]
 """What follows a product: nothing, x σ(x), x Φ(x), or GELU's tanh approximation."""
 
 _ACTIVATIONS: Final = {"silu": Tensor.silu, "gelu": Tensor.gelu, "gelu_tanh": Tensor.gelu_tanh}
+_CODES: Final = {"": Code.NONE, "silu": Code.SILU, "gelu": Code.GELU_ERF, "gelu_tanh": Code.GELU_TANH}
+_ADD, _MULTIPLY = 0, 1  # what a linear layer does with a further tensor (kernels.h)
 
 
 class Layers(Protocol):
@@ -105,8 +109,11 @@ class Exact:
 class Fast:
     """Our kernels (`qvl.runtime.native`), and ggml's operations for what they do not cover.
 
+    Between two layers x lies in the format that the second one multiplies: integers of 8 or 13 bits with a
+    scale for each block, or bfloat16, as an I8 tensor of as many bytes.
+
     Attributes:
-        attention: for heads and queries that the kernel does not take.
+        attention: for heads that the kernel does not take.
     """
 
     weights: Weights
@@ -117,14 +124,10 @@ class Fast:
         return 48 + self.attention.n_nodes(runs)
 
     def norm(self, g: Graph, x: Tensor, name: str, eps: float, then: str) -> Tensor:
-        if self._input(then) is ggml.Type.F32:
-            return _scaled(g, self.weights, x.norm(eps), name)
-        weight, bias = (g.weight(self.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
-        params = KernelParams(scalar=eps)
-        return g.custom(self.kernels.layer_norm, ggml.Type.BF16, x.shape, (x, weight, bias), params)
+        return self._normalize(g, x, name, eps, then, kind=0)
 
     def rms_norm(self, g: Graph, x: Tensor, name: str, eps: float, then: str) -> Tensor:
-        return _scaled(g, self.weights, x.rms_norm(eps), name)
+        return self._normalize(g, x, name, eps, then, kind=1)
 
     def linear(
         self,
@@ -136,35 +139,82 @@ class Fast:
         residual: Tensor | None = None,
         then: str = "",
     ) -> Tensor:
-        if self._input(name) is ggml.Type.F32:
+        if self._format(name) is Format.F32:
             return _linear(g, self.weights, x, name, act, residual)
-        if f"{name}.bias" not in self.weights:
-            return _linear(g, self.weights, x.cast(ggml.Type.F32), name, act, residual)
-        if act not in ("", "silu"):
-            return _activated(self.linear(g, x, name), act)
-        weight, bias = (g.weight(self.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
-        sources = [weight, x.cast(ggml.Type.BF16), bias, *([] if residual is None else [residual])]
-        kind, shape = self._input(then), (weight.shape[1], x.shape[1])
-        return g.custom(self.kernels.linear, kind, shape, sources, KernelParams(choice=int(act == "silu")))
+        return self._multiply(g, x, name, act, residual, _ADD, then)
 
     def gated(self, g: Graph, x: Tensor, gate: str, up: str, then: str) -> Tensor:
-        return self.linear(g, x, gate, act="silu") * self.linear(g, x, up)
+        if Format.F32 in (self._format(gate), self._format(up)):
+            return self.linear(g, x, gate, act="silu") * self.linear(g, x, up)
+        return self._multiply(g, x, gate, "silu", self.linear(g, x, up), _MULTIPLY, then)
 
     def attend(
         self, g: Graph, q: Tensor, k: Tensor, v: Tensor, runs: Runs, scale: float, then: str
     ) -> Tensor:
-        if q.shape[0] > self.kernels.max_head or q.shape[2] != k.shape[2]:
+        if q.shape[0] > self.kernels.max_head:
             return self.attention(q, k, v, runs, scale)
-        params = _attention_params(runs, scale)
         shape = (q.shape[0] * q.shape[1], q.shape[2])
-        return g.custom(self.kernels.attention, self._input(then), shape, (q, k, v), params)
+        return g.custom(
+            self.kernels.attention, ggml.Type.F32, shape, (q, k, v), _attention_params(runs, scale)
+        )
 
-    def _input(self, name: str) -> ggml.Type:
-        """The type of activations that a linear layer takes."""
+    def _normalize(self, g: Graph, x: Tensor, name: str, eps: float, then: str, kind: int) -> Tensor:
+        weight, bias = self._parameters(g, name)
+        # a merger reads several columns as one
+        target = Format.F32 if then and self._n_in(then) != x.shape[0] else self._format(then)
+        params = KernelParams(scalar=eps, choice=kind | target << 16)
+        return self._custom(g, self.kernels.norm, target, x.shape[0], x.shape[1], (x, weight, bias), params)
+
+    def _multiply(
+        self, g: Graph, x: Tensor, name: str, act: Activation, other: Tensor | None, how: int, then: str
+    ) -> Tensor:
+        weight, bias = self._parameters(g, name)
+        target = self._format(then)
+        params = KernelParams(choice=_CODES[act] | how << 8 | target << 16)
+        sources = (weight, self._prepared(g, x, name), bias, other)
+        return self._custom(g, self.kernels.linear, target, weight.shape[1], x.shape[1], sources, params)
+
+    def _prepared(self, g: Graph, x: Tensor, name: str) -> Tensor:
+        """x in the format that a linear layer takes."""
+        kind, n_in = self._format(name), self._n_in(name)
+        if x.type is ggml.Type.F32:
+            params = KernelParams(choice=kind << 16)
+            x = self._custom(g, self.kernels.prepare, kind, n_in, x.shape[1], (x,), params)
+        if x.shape[0] != self.kernels.row_bytes(kind, n_in):
+            raise ValueError(f"{name}: x was made for a layer of another format")
+        return x
+
+    def _custom(
+        self,
+        g: Graph,
+        kernel: int,
+        kind: Format,
+        n_in: int,
+        n: int,
+        sources: Sequence[Tensor | None],
+        params: KernelParams,
+    ) -> Tensor:
+        """A node of a kernel that makes n columns in a format."""
+        if kind is Format.F32:
+            return g.custom(kernel, ggml.Type.F32, (n_in, n), sources, params)
+        return g.custom(kernel, ggml.Type.I8, (self.kernels.row_bytes(kind, n_in), n), sources, params)
+
+    def _parameters(self, g: Graph, name: str) -> tuple[Tensor, Tensor | None]:
+        bias = f"{name}.bias"
+        return g.weight(self.weights[f"{name}.weight"]), (
+            g.weight(self.weights[bias]) if bias in self.weights else None
+        )
+
+    def _format(self, name: str) -> Format:
+        """The format of activations that a linear layer takes."""
         if not name:
-            return ggml.Type.F32
-        kind = ggml.tensor(self.weights[f"{name}.weight"]).type
-        return ggml.Type.BF16 if kind in self.kernels.types else ggml.Type.F32
+            return Format.F32
+        return self.kernels.formats.get(
+            ggml.Type(ggml.tensor(self.weights[f"{name}.weight"]).type), Format.F32
+        )
+
+    def _n_in(self, name: str) -> int:
+        return int(ggml.tensor(self.weights[f"{name}.weight"]).ne[0])
 
 
 def _scaled(g: Graph, weights: Weights, x: Tensor, name: str) -> Tensor:

@@ -1,0 +1,111 @@
+/* Rows of numbers as the products read them: blocks of integers with a scale each ("bytes": 8 bits; "wide": 13
+ * bits), or plain bfloat16 or float32 where the level multiplies those ("wide" too). */
+#pragma once
+
+#include "vector.h"
+
+enum {
+    WIDE_BLOCK = 64,  /* values that share a scale */
+    BYTE_BLOCK = 32,
+    WIDE_LIMIT = 5792, /* WIDE_BLOCK * WIDE_LIMIT^2 < 2^31: sums of a block never overflow */
+    BYTE_LIMIT = 127,
+};
+
+#if WIDE_INTEGER
+struct wide {
+    float scale;
+    int16_t q[WIDE_BLOCK];
+};
+#elif WIDE_GROUP == 2
+struct wide {
+    uint16_t q[WIDE_BLOCK]; /* bfloat16 */
+};
+#else
+struct wide {
+    float q[WIDE_BLOCK];
+};
+#endif
+
+struct bytes {
+    float scale;
+    int32_t sum; /* of q */
+    int8_t q[BYTE_BLOCK];
+};
+
+static int64_t row_bytes(int format, int64_t n_in) {
+    return format == QVL_WIDE    ? (n_in + WIDE_BLOCK - 1) / WIDE_BLOCK * (int64_t) sizeof(struct wide)
+           : format == QVL_BYTES ? (n_in + BYTE_BLOCK - 1) / BYTE_BLOCK * (int64_t) sizeof(struct bytes)
+                                 : n_in * 4;
+}
+
+INLINE float largest(const float * x, int n) {
+    vf top = absolute(load(x));
+    for (int i = LANES; i < n; i += LANES) {
+        top = larger(top, absolute(load(x + i)));
+    }
+    return across_max(top);
+}
+
+/* WIDE_BLOCK floats. */
+INLINE void put_wide(struct wide * out, const float * x) {
+#if WIDE_INTEGER
+    const float top = largest(x, WIDE_BLOCK), inverse = top > 0.0f ? WIDE_LIMIT / top : 0.0f;
+    out->scale = top / WIDE_LIMIT;
+    for (int i = 0; i < WIDE_BLOCK; i += LANES) {
+        const vh q = __builtin_convertvector(nearest(load(x + i) * splat(inverse)), vh);
+        memcpy(out->q + i, &q, sizeof q);
+    }
+#elif WIDE_GROUP == 2
+    for (int i = 0; i < WIDE_BLOCK; i += LANES) {
+        const vh q = (vh) to_bf16(load(x + i));
+        memcpy(out->q + i, &q, sizeof q);
+    }
+#else
+    memcpy(out->q, x, sizeof out->q);
+#endif
+}
+
+/* BYTE_BLOCK floats. */
+INLINE void put_bytes(struct bytes * out, const float * x) {
+    const float top = largest(x, BYTE_BLOCK), inverse = top > 0.0f ? BYTE_LIMIT / top : 0.0f;
+    out->scale = top / BYTE_LIMIT;
+    vi sum = splat_int(0);
+    for (int i = 0; i < BYTE_BLOCK; i += LANES) {
+        const vi whole = nearest(load(x + i) * splat(inverse));
+        const vb q = __builtin_convertvector(whole, vb);
+        memcpy(out->q + i, &q, sizeof q);
+        sum += whole;
+    }
+    out->sum = 0;
+    for (int i = 0; i < LANES; i++) {
+        out->sum += sum[i];
+    }
+}
+
+/* Values [first, first + n) of a row in one of the formats; first is a multiple of WIDE_BLOCK, n at most that. x
+ * has room for WIDE_BLOCK values: what is past n is set to 0. */
+INLINE void put(char * row, int format, int64_t first, float * x, int n) {
+    if (format == QVL_F32) {
+        memcpy(row + first * 4, x, (size_t) n * 4);
+        return;
+    }
+    memset(x + n, 0, (size_t) (WIDE_BLOCK - n) * 4);
+    if (format == QVL_WIDE) {
+        put_wide((struct wide *) row + first / WIDE_BLOCK, x);
+    } else {
+        struct bytes * out = (struct bytes *) row + first / BYTE_BLOCK;
+        for (int i = 0; i < n; i += BYTE_BLOCK) {
+            put_bytes(out + i / BYTE_BLOCK, x + i);
+        }
+    }
+}
+
+/* n floats as wide blocks, zeros up to the end of the last. */
+INLINE void put_wide_row(struct wide * out, const float * x, int n) {
+    float part[WIDE_BLOCK];
+    for (int i = 0; i < n; i += WIDE_BLOCK) {
+        const int left = n - i < WIDE_BLOCK ? n - i : WIDE_BLOCK;
+        memcpy(part, x + i, (size_t) left * 4);
+        put((char *) out, QVL_WIDE, i, part, left);
+    }
+}

@@ -1,0 +1,20 @@
+/* Registers of 512 bits (AVX-512), of which there are 32. */
+#pragma once
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+#define LANES 16
+#define VECTORS 2 /* registers of rows of W; ROWS * VECTORS sums of integers, as many of floats, VECTORS weights */
+#define ROWS 6    /* columns of x */
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+
+INLINE vf splat(float x) { return (vf) _mm512_set1_ps(x); }
+INLINE vi splat_int(int32_t x) { return (vi) _mm512_set1_epi32(x); }
+INLINE vf larger(vf a, vf b) { return (vf) _mm512_max_ps((__m512) a, (__m512) b); }
+INLINE vf smaller(vf a, vf b) { return (vf) _mm512_min_ps((__m512) a, (__m512) b); }
+INLINE float across_max(vf x) { return _mm512_reduce_max_ps((__m512) x); }
+INLINE float across_sum(vf x) { return _mm512_reduce_add_ps((__m512) x); }

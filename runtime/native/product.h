@@ -1,0 +1,166 @@
+/* The product that all else is made of: ROWS columns of x with a panel of `vectors` registers of rows of W.
+ *
+ * A panel holds, for each block of inputs, the scales of its rows and then its values, 4 bytes of each row beside
+ * 4 bytes of the next: what one instruction multiplies with the same 4 bytes of a column. Integers are summed
+ * within a block, blocks in float32.
+ */
+#pragma once
+
+#include "blocks.h"
+
+enum {
+    WIDE_STEPS = WIDE_BLOCK / WIDE_GROUP,
+    BYTE_STEPS = BYTE_BLOCK / 4,
+    PANEL = VECTORS * LANES, /* rows of W */
+};
+
+#define VECTOR_BYTES ((int64_t) sizeof(vf))
+#define WIDE_PANEL_BYTES ((int64_t) VECTORS * VECTOR_BYTES * (WIDE_INTEGER + WIDE_STEPS))
+#define BYTE_PANEL_BYTES ((int64_t) VECTORS * VECTOR_BYTES * (2 + BYTE_STEPS))
+
+/* Rows of wide blocks to a panel of `vectors` registers. */
+INLINE void pack_wide(char * panel, const struct wide * rows, int64_t blocks_per_row, int blocks, int vectors) {
+    const int n = vectors * LANES;
+    for (int b = 0; b < blocks; b++, panel += WIDE_PANEL_BYTES) {
+        uint32_t * out = (uint32_t *) panel;
+#if WIDE_INTEGER
+        for (int i = 0; i < n; i++) {
+            memcpy(out + i, &rows[i * blocks_per_row + b].scale, 4);
+        }
+        out += n;
+#endif
+        for (int i = 0; i < n; i++) {
+            const uint16_t * in = (const uint16_t *) rows[i * blocks_per_row + b].q;
+            for (int s = 0; s < WIDE_STEPS; s++) {
+                memcpy(out + s * n + i, in + 2 * s, 4);
+            }
+        }
+    }
+}
+
+/* sums[r][..] = (add ? sums[r][..] : 0) + W x, for n_in inputs. Strides: of sums in floats, of x in bytes. */
+INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel, const char * x, int64_t x_stride,
+                          int n_in, const int add, const int vectors) {
+    vf total[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++) {
+        for (int c = 0; c < vectors; c++) {
+            total[r][c] = add ? load(sums + r * sums_stride + c * LANES) : splat(0.0f);
+        }
+    }
+    for (int k = 0; k < n_in; k += WIDE_BLOCK, panel += WIDE_PANEL_BYTES, x += sizeof(struct wide)) {
+        const int left = (n_in - k + WIDE_GROUP - 1) / WIDE_GROUP, steps = left < WIDE_STEPS ? left : WIDE_STEPS;
+        const char * values = panel + WIDE_INTEGER * vectors * VECTOR_BYTES;
+        const char * q = x + offsetof(struct wide, q);
+#if WIDE_INTEGER
+        vi acc[ROWS][VECTORS];
+        for (int r = 0; r < ROWS; r++) {
+            for (int c = 0; c < vectors; c++) {
+                acc[r][c] = splat_int(0);
+            }
+        }
+#else
+        vf (*acc)[VECTORS] = total;
+#endif
+        for (int s = 0; s < steps; s++) {
+            vi w[VECTORS];
+            for (int c = 0; c < vectors; c++) {
+                w[c] = load_int(values + (s * vectors + c) * VECTOR_BYTES);
+            }
+            for (int r = 0; r < ROWS; r++) {
+                const vi column = spread(q + r * x_stride + 4 * s);
+                for (int c = 0; c < vectors; c++) {
+                    acc[r][c] = wide_dot(acc[r][c], w[c], column);
+                }
+            }
+        }
+#if WIDE_INTEGER
+        for (int r = 0; r < ROWS; r++) {
+            const vf scale = (vf) spread(x + r * x_stride);
+            for (int c = 0; c < vectors; c++) {
+                total[r][c] += to_float(acc[r][c]) * (scale * load(panel + c * VECTOR_BYTES));
+            }
+        }
+#endif
+    }
+    for (int r = 0; r < ROWS; r++) {
+        for (int c = 0; c < vectors; c++) {
+            store(sums + r * sums_stride + c * LANES, total[r][c]);
+        }
+    }
+}
+
+/* The products of a block of bytes; flush: steps for which sums fit 16 bits, where the level adds those. */
+INLINE void byte_steps(vi (*acc)[VECTORS], const char * values, const char * q, int64_t x_stride, const int flush) {
+#if BYTE_SUMS_16
+    for (int first = 0; first < BYTE_STEPS; first += flush) {
+        vi part[ROWS][VECTORS];
+        for (int r = 0; r < ROWS; r++) {
+            for (int c = 0; c < VECTORS; c++) {
+                part[r][c] = splat_int(0);
+            }
+        }
+#else
+    {
+        vi (*part)[VECTORS] = acc;
+        const int first = 0;
+#endif
+        for (int s = first; s < (BYTE_SUMS_16 ? first + flush : BYTE_STEPS); s++) {
+            vi w[VECTORS];
+            for (int c = 0; c < VECTORS; c++) {
+                w[c] = load_int(values + (s * VECTORS + c) * VECTOR_BYTES);
+            }
+            for (int r = 0; r < ROWS; r++) {
+                const vi column = spread(q + r * x_stride + 4 * s);
+                for (int c = 0; c < VECTORS; c++) {
+                    part[r][c] = byte_dot(part[r][c], w[c], column);
+                }
+            }
+        }
+#if BYTE_SUMS_16
+        for (int r = 0; r < ROWS; r++) {
+            for (int c = 0; c < VECTORS; c++) {
+                acc[r][c] = add_pairs(acc[r][c], part[r][c]);
+            }
+        }
+#endif
+    }
+}
+
+/* As multiply_wide, with `bytes`. W is scale * (q - offset) - min; flush: steps that a 16-bit sum lasts. */
+INLINE void multiply_bytes(float * sums, int64_t sums_stride, const char * panel, const char * x, int64_t x_stride,
+                           int n_in, const int has_min, const int flush) {
+    vf total[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++) {
+        for (int c = 0; c < VECTORS; c++) {
+            total[r][c] = load(sums + r * sums_stride + c * LANES);
+        }
+    }
+    for (int k = 0; k < n_in; k += BYTE_BLOCK, panel += BYTE_PANEL_BYTES, x += sizeof(struct bytes)) {
+        const char * values = panel + 2 * VECTORS * VECTOR_BYTES;
+        const char * q = x + offsetof(struct bytes, q);
+        vi acc[ROWS][VECTORS];
+        for (int r = 0; r < ROWS; r++) {
+            int32_t sum;
+            memcpy(&sum, x + r * x_stride + offsetof(struct bytes, sum), 4);
+            for (int c = 0; c < VECTORS; c++) {
+                acc[r][c] = splat_int(has_min ? 0 : -BYTE_OFFSET * sum);
+            }
+        }
+        byte_steps(acc, values, q, x_stride, flush);
+        for (int r = 0; r < ROWS; r++) {
+            const vf scale = (vf) spread(x + r * x_stride);
+            const vf sum = has_min ? scale * to_float(spread(x + r * x_stride + offsetof(struct bytes, sum))) : scale;
+            for (int c = 0; c < VECTORS; c++) {
+                total[r][c] += to_float(acc[r][c]) * (scale * load(panel + c * VECTOR_BYTES));
+                if (has_min) {
+                    total[r][c] -= sum * load(panel + (VECTORS + c) * VECTOR_BYTES);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        for (int c = 0; c < VECTORS; c++) {
+            store(sums + r * sums_stride + c * LANES, total[r][c]);
+        }
+    }
+}

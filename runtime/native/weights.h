@@ -1,0 +1,181 @@
+/* Weights as a file stores them (ggml-common.h), a row at a time: to float32, or to bytes with scale and minimum. */
+#pragma once
+
+#include "product.h"
+
+enum { DEPTH = 256 }; /* inputs at a time: a panel of them fits L1, and K-quants have blocks of as many */
+
+/* A block of weights: scale * (q - BYTE_OFFSET) where the type has no minimum, else scale * q - min. */
+struct byte_weights {
+    float scale, min;
+    uint8_t q[BYTE_BLOCK];
+};
+
+INLINE float half_to_float(uint16_t half) {
+    const uint32_t sign = (uint32_t) (half & 0x8000) << 16, size = (uint32_t) (half & 0x7fff) << 13;
+    float x;
+    memcpy(&x, &size, 4);
+    x *= 0x1p112f; /* moves the exponent's bias; subnormal numbers become normal */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits |= sign;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+INLINE float half_at(const void * p) {
+    uint16_t half;
+    memcpy(&half, p, 2);
+    return half_to_float(half);
+}
+
+static void f16_to_float(float * out, const char * in, int n) {
+    for (int i = 0; i < n; i++) {
+        out[i] = half_at(in + 2 * i);
+    }
+}
+
+static void bf16_to_float(float * out, const char * in, int n) {
+    for (int i = 0; i < n; i++) {
+        uint16_t half;
+        memcpy(&half, in + 2 * i, 2);
+        const uint32_t bits = (uint32_t) half << 16;
+        memcpy(out + i, &bits, 4);
+    }
+}
+
+static void f32_to_float(float * out, const char * in, int n) { memcpy(out, in, (size_t) n * 4); }
+
+/* Q8_0: blocks of 32, a float16 scale and 32 int8. */
+static void q8_0_to_float(float * out, const char * in, int n) {
+    for (int i = 0; i < n; i += 32, in += 34) {
+        const float scale = half_at(in);
+        for (int j = 0; j < 32; j++) {
+            out[i + j] = scale * (float) (int8_t) in[2 + j];
+        }
+    }
+}
+
+static void q8_0_to_bytes(struct byte_weights * out, const char * in, int n) {
+    for (int i = 0; i < n; i += 32, in += 34, out++) {
+        out->scale = half_at(in);
+        out->min = 0.0f;
+        for (int j = 0; j < 32; j++) {
+            out->q[j] = (uint8_t) ((int8_t) in[2 + j] + BYTE_OFFSET);
+        }
+    }
+}
+
+/* Q4_K: float16 scale and minimum, 12 bytes of 6-bit scales and minima (ggml-quants.c, get_scale_min_k4), 128 of
+ * nibbles. Q5_K: 32 bytes of fifth bits before those. */
+INLINE void k_to_bytes(struct byte_weights * out, const char * in, int n, const int fifth) {
+    const uint8_t * block = (const uint8_t *) in;
+    for (int i = 0; i < n; i += 256, block += fifth ? 176 : 144) {
+        const float d = half_at(block), dmin = half_at(block + 2);
+        const uint8_t *packed = block + 4, *high = block + 16, *low = block + (fifth ? 48 : 16);
+        for (int j = 0; j < 8; j++, out++) {
+            const int scale = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | (packed[j - 4] >> 6 << 4);
+            const int min = j < 4 ? packed[j + 4] & 63 : (packed[j + 4] >> 4) | (packed[j] >> 6 << 4);
+            out->scale = d * (float) scale;
+            out->min = dmin * (float) min;
+            for (int l = 0; l < 32; l++) {
+                const int q = low[j / 2 * 32 + l] >> (j % 2 * 4) & 15;
+                out->q[l] = (uint8_t) (fifth ? q | (high[l] >> j & 1) << 4 : q);
+            }
+        }
+    }
+}
+
+static void q4_k_to_bytes(struct byte_weights * out, const char * in, int n) { k_to_bytes(out, in, n, 0); }
+static void q5_k_to_bytes(struct byte_weights * out, const char * in, int n) { k_to_bytes(out, in, n, 1); }
+
+/* Q6_K: 128 bytes of low nibbles, 64 of upper pairs of bits, 16 int8 scales, a float16 scale of these. */
+static void q6_k_to_float(float * out, const char * in, int n) {
+    for (int i = 0; i < n; i += 256, in += 210) {
+        const uint8_t *low = (const uint8_t *) in, *high = low + 128;
+        const int8_t * scales = (const int8_t *) in + 192;
+        const float d = half_at(in + 208);
+        for (int part = 0; part < 256; part += 128, low += 64, high += 32, scales += 8) {
+            for (int j = 0; j < 4; j++) { /* 32 values each */
+                for (int l = 0; l < 32; l++) {
+                    const int q = (low[j % 2 * 32 + l] >> (j / 2 * 4) & 15) | (high[l] >> (2 * j) & 3) << 4;
+                    out[i + part + j * 32 + l] = d * (float) scales[2 * j + l / 16] * (float) (q - 32);
+                }
+            }
+        }
+    }
+}
+
+/* How a type of weights is multiplied. */
+struct weight_type {
+    int type;
+    int block, block_bytes;
+    void (*to_float)(float * out, const char * in, int n);
+    void (*to_bytes)(struct byte_weights * out, const char * in, int n);
+    int flush; /* with bytes: steps whose sums fit 16 bits, 4 * flush * 127 * largest q < 2^15; 0: no minimum */
+};
+
+static const struct weight_type * weight_type(int type) {
+    static const struct weight_type known[] = {
+        { GGML_TYPE_F32, 1, 4, f32_to_float, NULL, 0 },
+        { GGML_TYPE_F16, 1, 2, f16_to_float, NULL, 0 },
+        { GGML_TYPE_BF16, 1, 2, bf16_to_float, NULL, 0 },
+        { GGML_TYPE_Q8_0, 32, 34, q8_0_to_float, BYTE_SUMS_16 ? NULL : q8_0_to_bytes, 0 },
+        { GGML_TYPE_Q4_K, 256, 144, NULL, q4_k_to_bytes, 8 },
+        { GGML_TYPE_Q5_K, 256, 176, NULL, q5_k_to_bytes, 4 },
+        { GGML_TYPE_Q6_K, 256, 210, q6_k_to_float, NULL, 0 },
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (known[i].type == type) {
+            return &known[i];
+        }
+    }
+    return NULL;
+}
+
+static int takes(int type) {
+    const struct weight_type * found = weight_type(type);
+    return found == NULL ? 0 : found->to_bytes != NULL ? QVL_BYTES : QVL_WIDE;
+}
+
+#define WIDE_DEPTH_BYTES (DEPTH / WIDE_BLOCK * WIDE_PANEL_BYTES)
+#define BYTE_DEPTH_BYTES (DEPTH / BYTE_BLOCK * BYTE_PANEL_BYTES)
+#define PANEL_BYTES (WIDE_DEPTH_BYTES > BYTE_DEPTH_BYTES ? WIDE_DEPTH_BYTES : BYTE_DEPTH_BYTES)
+
+/* Rows [first, first + rows) and inputs [k, k + n) of W to a panel; rows past the end are 0. */
+static void pack_weights(char * panel, const struct weight_type * kind, const struct ggml_tensor * w, int64_t first,
+                         int rows, int64_t k, int n) {
+    union {
+        struct wide wide[PANEL][DEPTH / WIDE_BLOCK];
+        struct byte_weights bytes[PANEL][DEPTH / BYTE_BLOCK];
+    } packed;
+    float values[DEPTH];
+    for (int i = 0; i < PANEL; i++) {
+        const char * row = (const char *) w->data + (first + i) * (int64_t) w->nb[1] + k / kind->block * kind->block_bytes;
+        if (i >= rows) {
+            memset(kind->to_bytes ? (void *) packed.bytes[i] : (void *) packed.wide[i], 0,
+                   kind->to_bytes ? sizeof packed.bytes[i] : sizeof packed.wide[i]);
+        } else if (kind->to_bytes) {
+            kind->to_bytes(packed.bytes[i], row, n);
+        } else {
+            kind->to_float(values, row, n);
+            put_wide_row(packed.wide[i], values, n);
+        }
+    }
+    if (!kind->to_bytes) {
+        pack_wide(panel, packed.wide[0], DEPTH / WIDE_BLOCK, (n + WIDE_BLOCK - 1) / WIDE_BLOCK, VECTORS);
+        return;
+    }
+    for (int b = 0; b < n / BYTE_BLOCK; b++, panel += BYTE_PANEL_BYTES) {
+        float * scales = (float *) panel;
+        uint32_t * out = (uint32_t *) (scales + 2 * PANEL);
+        for (int i = 0; i < PANEL; i++) {
+            const struct byte_weights * in = &packed.bytes[i][b];
+            scales[i] = in->scale;
+            scales[PANEL + i] = in->min;
+            for (int s = 0; s < BYTE_STEPS; s++) {
+                memcpy(out + s * PANEL + i, in->q + 4 * s, 4);
+            }
+        }
+    }
+}
