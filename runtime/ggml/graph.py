@@ -207,7 +207,7 @@ class Graph:
             sources: what it reads, None for one that it does without.
             params: what it gets as userdata; kept as long as the graph.
         """
-        array = (ctypes.c_void_p * len(sources))(*[t and t.pointer for t in sources])
+        array = (ctypes.c_void_p * len(sources))(*[None if t is None else t.pointer for t in sources])
         self._params.append(params)
         return self.op(
             "ggml_custom_4d", int(kind), *_four(shape), ctypes.addressof(array), len(sources),
