@@ -18,15 +18,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from qvl.runtime.errors import CheckpointError
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-ITEM_SIZE: Final[dict[str, int]] = {"BF16": 2, "F16": 2, "F32": 4}
-# What other programs write; known so that the message can name the type rather than call the file damaged.
-OTHER_DTYPES: Final = frozenset(
-    ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F64", "C64", "F8_E4M3", "F8_E5M2")
-)
+# dtypes that weights may have, and numpy's for them: BF16 is kept as its bits.
+READABLE: Final[dict[str, str]] = {"BF16": "<u2", "F16": "<u2", "F32": "<f4", "F64": "<f8"}
+# What else other programs write, with the size of an element in bytes: buffers, and weights that are
+# quantized.
+ITEM_SIZE: Final[dict[str, int]] = {
+    **{
+        "BF16": 2,
+        "F16": 2,
+        "F32": 4,
+        "F64": 8,
+        "C64": 8,
+        "BOOL": 1,
+        "F8_E4M3": 1,
+        "F8_E5M2": 1,
+        "F8_E8M0": 1,
+    },
+    **{f"{kind}{bits}": bits // 8 for kind in "UI" for bits in (8, 16, 32, 64)},
+}
 MAX_HEADER: Final = 100_000_000  # the reference implementation's own limit
 MAX_DIMS: Final = 8
 _DAMAGED: Final = "the file is damaged or incomplete: download it again"
@@ -37,11 +53,12 @@ class TensorEntry:
     """Where one tensor lies.
 
     Attributes:
-        dtype: BF16, F16 or F32.
+        dtype: a key of ITEM_SIZE.
         shape: rows first.
         path: the shard.
         offset: bytes from the start of the shard.
         nbytes: length in bytes.
+        strides: in bytes, or None where elements lie one after the other.
     """
 
     name: str
@@ -50,6 +67,7 @@ class TensorEntry:
     path: Path
     offset: int
     nbytes: int
+    strides: tuple[int, ...] | None = None
 
 
 class Checkpoint:
@@ -59,7 +77,7 @@ class Checkpoint:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
 
     Raises:
-        CheckpointError: no weights, a shard missing, a damaged header, a dtype that is not float.
+        CheckpointError: no weights, a shard missing, a damaged header.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -81,6 +99,27 @@ class Checkpoint:
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: cannot be mapped: {error}", hint=_DAMAGED) from error
         return self._maps[path]
+
+    def array(self, entry: TensorEntry) -> npt.NDArray[Any]:
+        """A tensor as a view of the map, nothing is read: F32, F64, or 16-bit patterns of F16 and BF16."""
+        return np.ndarray(
+            entry.shape, READABLE[entry.dtype], self.map(entry.path), entry.offset, entry.strides
+        )
+
+    def same(self, a: TensorEntry, b: TensorEntry) -> bool:
+        """Whether two tensors of one shape hold the same values, bit for bit if they have one dtype."""
+        if a.dtype not in READABLE or b.dtype not in READABLE:
+            return False
+        left, right = self.array(a), self.array(b)
+        plain = a.dtype == b.dtype
+        for x, y in zip(left, right, strict=True):  # row by row: little memory
+            if plain:
+                equal = x.tobytes() == y.tobytes()
+            else:
+                equal = np.array_equal(to_float32(x, a.dtype), to_float32(y, b.dtype), equal_nan=True)
+            if not equal:
+                return False
+        return True
 
     def release(self) -> None:
         """Drop all mapped pages from this process, so that resident memory stays small.
@@ -106,6 +145,15 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def to_float32(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """float32 of what `Checkpoint.array` gives, in a new array unless it is that already."""
+    if dtype == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F16":
+        return np.ascontiguousarray(values).view(np.float16).astype(np.float32)
+    return values.astype(np.float32, copy=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -181,11 +229,6 @@ def _entry(path: Path, name: str, value: object, base: int) -> TensorEntry:
         raise damaged(f"an object was expected, found {type(value).__name__}")
     dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
-        if isinstance(dtype, str) and dtype in OTHER_DTYPES:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is {dtype}, expected one of {', '.join(ITEM_SIZE)}",
-                hint="convert the original checkpoint, not one that is already quantized",
-            )
         raise damaged(f"unknown dtype {dtype!r}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_count, shape)):
         raise damaged(f"shape {shape!r} is not a list of up to {MAX_DIMS} counts")

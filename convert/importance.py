@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from qvl.convert.metadata import Metadata
+from qvl.convert.family import Metadata
 from qvl.convert.recipe import FLOATS, Planned
 from qvl.runtime.errors import InputError
 from qvl.runtime.ggml import library as ggml

@@ -11,7 +11,6 @@ from qvl.convert.config import read_config
 from qvl.convert.hub import find_source
 from qvl.convert.importance import Importance, load_importance
 from qvl.convert.metadata import (
-    TEXT_ARCH,
     VISION_ARCH,
     general_metadata,
     read_preprocessor,
@@ -56,7 +55,7 @@ def convert(
     output_type: str | None = None,
     sketch: bool = False,
 ) -> Converted:
-    """Convert a Qwen2-VL checkpoint to `NAME-TYPE.gguf` and `mmproj-NAME-TYPE.gguf` in out_dir.
+    """Convert a checkpoint to `NAME-TYPE.gguf` and `mmproj-NAME-TYPE.gguf` in out_dir.
 
     Args:
         src: a folder with safetensors, or a hub repository id.
@@ -95,7 +94,7 @@ def convert(
     name = output_name(name or source.name)
     config = read_config(source.folder)
     with Checkpoint(source.folder) as checkpoint:
-        tensors = map_tensors(config, checkpoint.tensors, str(source.folder))
+        tensors = map_tensors(config, checkpoint)
         check_overrides(choices, (*tensors.text, *tensors.vision))
         plans = (
             plan_text(
@@ -113,7 +112,7 @@ def convert(
         general = general_metadata(source.folder, name, source.repo) | importance.metadata
         metadata = (
             text_metadata(
-                config.text,
+                config,
                 read_vocab(source.folder, config.text),
                 generation_defaults(source.folder),
                 recipes[0].file_type,
@@ -126,7 +125,7 @@ def convert(
             folder / f"{name}-{recipes[0].name.upper()}.gguf",
             folder / f"mmproj-{name}-{recipes[1].name.upper()}.gguf",
         )
-        wanted = list(zip(paths, (TEXT_ARCH, VISION_ARCH), metadata, plans, strict=True))
+        wanted = list(zip(paths, (config.architecture, VISION_ARCH), metadata, plans, strict=True))
         with output_files(wanted, force=force) as files:
             jobs = [
                 job
@@ -140,7 +139,7 @@ def convert(
         text=paths[0],
         mmproj=paths[1],
         files=files_done,
-        warnings=(*warn(odd, tensors.ignored, plans), *importance.warnings),
+        warnings=(*tensors.notes, *warn(odd, tensors.ignored, plans), *importance.warnings),
         seconds=time.monotonic() - started,
     )
 

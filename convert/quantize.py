@@ -14,26 +14,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qvl.convert.checkpoint import Checkpoint, TensorEntry
+from qvl.convert.checkpoint import ITEM_SIZE, Checkpoint, TensorEntry
 from qvl.convert.feedback import FEEDBACK, Factors, factors, feed_back
 from qvl.convert.native import kquants
 from qvl.convert.recipe import FLOATS, Planned
+from qvl.convert.rows import Array, chunks
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
 from qvl.runtime.resources import usable_cores
 
 CHUNK: Final = 1 << 18  # elements: a megabyte of float32, near the size of a core's cache
 RELEASE: Final = 32 << 20  # source bytes between two drops: a fault maps more pages than it is asked for
-SOURCE_TYPES: Final[dict[str, tuple[Type, type[np.generic]]]] = {
-    "F32": (Type.F32, np.float32),
-    "F16": (Type.F16, np.uint16),
-    "BF16": (Type.BF16, np.uint16),
-}
+SOURCE_TYPES: Final[dict[str, Type]] = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 F16_MAX: Final = 65504.0
 
 Progress = Callable[[int, int, str], None]
@@ -53,7 +50,7 @@ class Job:
     Attributes:
         entry: the source.
         offset: of the tensor's first byte in the sink.
-        importance: float32 [n_per_row], or None.
+        importance: float32 [n_per_row], or [n_experts, n_per_row], or None.
         products: float32 [n_per_row / 256, 256, 256] of inputs (`Entry.products`), or None.
     """
 
@@ -87,9 +84,8 @@ class Odd:
 @dataclass(frozen=True)
 class _Chunk:
     job: Job
-    rows: npt.NDArray[Any]
+    part: Array
     row: int
-    source_bytes: int
     factors: Factors | None
 
 
@@ -125,9 +121,9 @@ def write_tensors(
         found, name = future.result(), chunk.job.planned.tensor.name
         if found:
             odd[name] = odd.get(name, Odd()) + found
-        if (done + chunk.source_bytes) // RELEASE > done // RELEASE:
+        if (done + chunk.part.nbytes) // RELEASE > done // RELEASE:
             checkpoint.release()
-        done += chunk.source_bytes
+        done += chunk.part.nbytes
         if progress is not None:
             progress(done, total, name)
 
@@ -146,40 +142,27 @@ def write_tensors(
 
 
 def _source_bytes(job: Job) -> int:
-    return job.planned.tensor.n_elements * SOURCE_TYPES[job.entry.dtype][1]().itemsize
+    return job.planned.tensor.n_elements * ITEM_SIZE[job.entry.dtype]
 
 
 def _chunks(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Iterator[_Chunk]:
     for job in jobs:
-        rows = source_rows(checkpoint, job)
-        found = None
+        view, found = source_rows(checkpoint, job), None
         if job.products is not None and job.planned.type in FEEDBACK:
             found = factors(job.products, job.planned.tensor.name)
-        step = max(1, CHUNK // rows.shape[1])
-        for row in range(0, len(rows), step):
-            part = rows[row : row + step]
-            yield _Chunk(job, part, row, part.nbytes, found)
+        apart = job.importance is not None and job.importance.ndim > 1
+        for row, part in chunks(view, CHUNK, apart=apart):
+            yield _Chunk(job, part, row, found)
 
 
-def source_rows(checkpoint: Checkpoint, job: Job) -> npt.NDArray[Any]:
-    """The job's source as [n_rows, n_per_row] of float32 or 16-bit patterns: a view, nothing is read.
-
-    For one frame of the patch embedding [embed, channels, frames, h, w] the rows are the kernels of one
-    channel, [embed * channels, h * w]; their order is that of the GGUF tensor [embed, channels, h, w].
-    """
-    tensor, entry = job.planned.tensor, job.entry
-    dtype = np.dtype(SOURCE_TYPES[entry.dtype][1])
-    n = entry.nbytes // dtype.itemsize
-    flat = np.frombuffer(checkpoint.map(entry.path), dtype=dtype, count=n, offset=entry.offset)
-    if tensor.frame is not None:
-        embed, channels, frames, *kernel = tensor.source_shape
-        split = flat.reshape(embed * channels, frames, int(np.prod(kernel)))
-        return split[:, tensor.frame]
-    n_rows = tensor.n_elements // tensor.n_per_row
-    whole = flat.reshape(-1, tensor.n_per_row) if len(tensor.shape) > 1 else flat.reshape(1, -1)
-    if len(tensor.shape) == 1:
-        return whole[:, tensor.row : tensor.row + tensor.n_per_row]
-    return whole[tensor.row : tensor.row + n_rows]
+def source_rows(checkpoint: Checkpoint, job: Job) -> Array:
+    """The job's source as an array of the tensor's shape, of float32, float64 or 16-bit patterns: nothing
+    is read."""
+    tensor = job.planned.tensor
+    view = tensor.view(checkpoint.array(job.entry))
+    if view.shape != tensor.shape:
+        raise ValueError(f"{tensor.name}: its view has shape {view.shape}, expected {tensor.shape}")
+    return view
 
 
 class _Worker:
@@ -192,16 +175,20 @@ class _Worker:
 
     def __call__(self, chunk: _Chunk) -> Odd:
         job, kind = chunk.job, chunk.job.planned.type
-        rows = np.require(chunk.rows, requirements=("C", "A"))
-        values = self.to_float32(rows, SOURCE_TYPES[job.entry.dtype][0])
+        tensor, source = job.planned.tensor, SOURCE_TYPES.get(job.entry.dtype)
+        rows = np.require(chunk.part, requirements=("C", "A")).reshape(-1, tensor.n_per_row)
+        values = self.to_float32(rows, source)
+        if tensor.values is not None:
+            values, source = np.ascontiguousarray(tensor.values(values, chunk.row), np.float32), Type.F32
+            rows = values
         odd = _odd(values)
         if odd.not_finite and kind not in FLOATS:
             # One NaN would spoil its whole block, and some quantizers abort on it.
             values = np.nan_to_num(values, copy=True, nan=0.0, posinf=0.0, neginf=0.0)
-        if SOURCE_TYPES[job.entry.dtype][0] is kind:
+        if source is kind:
             data = rows.data.cast("B")
         else:
-            data = self.quantize(values, kind, job.importance)
+            data = self.quantize(values, kind, importance_of(job, chunk.row))
             if chunk.factors is not None:
                 feed_back(kind, values, data, chunk.factors)
         if odd.too_large and self.holds(data, kind):
@@ -217,9 +204,11 @@ class _Worker:
             setattr(self.local, name, held)
         return held[:nbytes]
 
-    def to_float32(self, rows: npt.NDArray[Any], kind: Type) -> npt.NDArray[np.float32]:
+    def to_float32(self, rows: Array, kind: Type | None) -> npt.NDArray[np.float32]:
         if kind is Type.F32:
             return rows
+        if kind is None:  # F64
+            return rows.astype(np.float32)
         values = self.buffer("values", rows.size * 4).view(np.float32)
         convert = self.lib.ggml_bf16_to_fp32_row if kind is Type.BF16 else self.lib.ggml_fp16_to_fp32_row
         convert(rows.ctypes.data, values.ctypes.data, rows.size)
@@ -245,6 +234,14 @@ class _Worker:
             return True
         held = np.frombuffer(data, np.uint8)
         return bool(self.lib.ggml_validate_row_data(int(kind), held.ctypes.data, held.nbytes))
+
+
+def importance_of(job: Job, row: int) -> npt.NDArray[np.float32] | None:
+    """The importance of a row's columns: one vector for a matrix, one for each expert of a stack."""
+    if job.importance is None or job.importance.ndim == 1:
+        return job.importance
+    vector: npt.NDArray[np.float32] = job.importance[row // job.planned.tensor.shape[-2]]
+    return vector
 
 
 def _odd(values: npt.NDArray[np.float32]) -> Odd:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES, Layer, Recipe
-from qvl.convert.tensor_map import Mapped
+from qvl.convert.rows import Mapped
 from qvl.runtime.errors import InputError
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
@@ -191,10 +191,10 @@ def plan_vision(
 
 
 def _plan(tensor: Mapped, wanted: Callable[[Mapped], Type]) -> Planned:
-    if len(tensor.shape) > 2:
+    if len(tensor.shape) > 3:  # a convolution
         kind = Type.F16 if wanted(tensor) is Type.F16 else Type.F32
         return Planned(tensor, kind, kind)
-    if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight"):
+    if tensor.keep or len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight"):
         return Planned(tensor, Type.F32, Type.F32)
     kind = wanted(tensor)
     return Planned(tensor, _fitting(kind, tensor.n_per_row), kind)

@@ -1,196 +1,152 @@
-"""Hugging Face tensor names to GGUF ones, with the cuts that GGUF's layout wants.
+"""Matches a checkpoint's tensors with the rows to write.
 
-The list of tensors is made from the hyperparameters, not from the file: so what a checkpoint lacks and
-what it has too much are both known, as sets. Names and cuts are those of llama.cpp's converter
-(conversion/qwenvl.py): attn.qkv is cut into q, k and v; the patch embedding, a convolution over two
-frames, is cut into one kernel a frame.
+The list of rows is made from the hyperparameters, not from the file: what a checkpoint lacks and what it
+    has beyond them are both known, as sets.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
-from qvl.convert.checkpoint import TensorEntry
-from qvl.convert.config import ModelConfig, TextConfig, VisionConfig
+from qvl.convert.checkpoint import READABLE, Checkpoint, TensorEntry
+from qvl.convert.config import incomplete
+from qvl.convert.family import conversion
+from qvl.convert.hyperparameters import ModelConfig
+from qvl.convert.rows import Mapped
 from qvl.runtime.errors import CheckpointError
 
-# transformers' class names differ by version; the published names come first in each pair.
-PREFIXES: Final = (("model.visual.", "visual."), ("model.language_model.", "model."))
-# Rotary tables that old versions saved: recomputed from the hyperparameters.
-DERIVED: Final = re.compile(r"\.(rotary_emb|rotary_pos_emb)\.inv_freq$")
+# What tools and versions of transformers put before a tensor's name, any number of times: 5.5 doubled
+# prefixes (huggingface/transformers#45357), torch.compile and data parallel training leave theirs.
+WRAPPERS: Final = ("model.", "language_model.", "_orig_mod.", "module.", "base_model.")
+DECODER: Final = ("layers.", "embed_tokens.", "norm.")
+# Tables that old versions saved: recomputed from the hyperparameters.
+DERIVED: Final = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
+# Tensors that change what the model computes, if they are there.
+OWN: Final = re.compile(r"^(model\.|visual\.|transformer\.)")
+ADAPTER: Final = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
+QUANTIZED: Final = re.compile(
+    r"\.(qweight|qzeros|g_idx|scales|weight_scale(_inv|_2)?|weight_packed|(weight\.)?(absmax|quant_map|SCB)|quant_state\..*)$"
+)
 HEAD: Final = "lm_head.weight"
-
-TEXT_BLOCK: Final = (
-    ("input_layernorm.weight", "attn_norm.weight", ("hidden",)),
-    ("self_attn.q_proj.weight", "attn_q.weight", ("hidden", "hidden")),
-    ("self_attn.q_proj.bias", "attn_q.bias", ("hidden",)),
-    ("self_attn.k_proj.weight", "attn_k.weight", ("kv", "hidden")),
-    ("self_attn.k_proj.bias", "attn_k.bias", ("kv",)),
-    ("self_attn.v_proj.weight", "attn_v.weight", ("kv", "hidden")),
-    ("self_attn.v_proj.bias", "attn_v.bias", ("kv",)),
-    ("self_attn.o_proj.weight", "attn_output.weight", ("hidden", "hidden")),
-    ("post_attention_layernorm.weight", "ffn_norm.weight", ("hidden",)),
-    ("mlp.gate_proj.weight", "ffn_gate.weight", ("inner", "hidden")),
-    ("mlp.up_proj.weight", "ffn_up.weight", ("inner", "hidden")),
-    ("mlp.down_proj.weight", "ffn_down.weight", ("hidden", "inner")),
-)
-VISION_BLOCK: Final = (
-    ("norm1", "ln1", ("dim",)),
-    ("attn.proj", "attn_out", ("dim", "dim")),
-    ("norm2", "ln2", ("dim",)),
-    ("mlp.fc1", "ffn_up", ("mlp", "dim")),
-    ("mlp.fc2", "ffn_down", ("dim", "mlp")),
-)
-MERGER: Final = (
-    ("merger.ln_q", "v.post_ln", ("dim",)),
-    ("merger.mlp.0", "mm.0", ("merged", "merged")),
-    ("merger.mlp.2", "mm.2", ("out", "merged")),
-)
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """One tensor to write.
-
-    Attributes:
-        name: in the GGUF file.
-        shape: in the GGUF file, rows first.
-        source: the canonical name in the checkpoint.
-        source_shape: what the checkpoint's tensor must have.
-        row: first row of the source that belongs here (parts of attn.qkv).
-        frame: which frame of the patch embedding, or None.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    source: str
-    source_shape: tuple[int, ...]
-    row: int = 0
-    frame: int | None = None
-
-    @property
-    def n_per_row(self) -> int:
-        return self.shape[-1]
-
-    @property
-    def n_elements(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+EMBEDDING: Final = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class TensorMap:
-    """Every tensor of both files, and the checkpoint's tensors by canonical name."""
+    """Every tensor of both files, and the checkpoint's tensors by canonical name.
+
+    Attributes:
+        ignored: tensors that are not used, by canonical name.
+        notes: what a person should know about the choice.
+    """
 
     text: tuple[Mapped, ...]
     vision: tuple[Mapped, ...]
     entries: Mapping[str, TensorEntry]
     ignored: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def canonical(name: str) -> str:
-    """The published name for any version's name."""
-    for prefix, published in PREFIXES:
-        if name.startswith(prefix):
-            return published + name[len(prefix) :]
-    return name
+    """The name that rows call a tensor by: `visual.…`, `model.…` or `lm_head.weight`, whatever stands
+    before it."""
+    while prefix := next((each for each in WRAPPERS if name.startswith(each)), None):
+        name = name[len(prefix) :]
+    return f"model.{name}" if name.startswith(DECODER) else name
 
 
-def text_tensors(config: TextConfig) -> Iterator[Mapped]:
-    """The decoder's tensors in file order."""
-    sizes = {
-        "hidden": config.hidden_size,
-        "inner": config.intermediate_size,
-        "kv": config.num_key_value_heads * config.head_dim,
-    }
-    table = (config.vocab_size, config.hidden_size)
-    yield Mapped("token_embd.weight", table, "model.embed_tokens.weight", table)
-    for i in range(config.num_hidden_layers):
-        for source, name, dims in TEXT_BLOCK:
-            shape = tuple(sizes[d] for d in dims)
-            yield Mapped(f"blk.{i}.{name}", shape, f"model.layers.{i}.{source}", shape)
-    norm = (config.hidden_size,)
-    yield Mapped("output_norm.weight", norm, "model.norm.weight", norm)
-    if not config.tie_word_embeddings:
-        yield Mapped("output.weight", table, HEAD, table)
-
-
-def vision_tensors(config: VisionConfig) -> Iterator[Mapped]:
-    """The image encoder's and merger's tensors in file order."""
-    dim = config.embed_dim
-    sizes = {
-        "dim": dim,
-        "mlp": config.mlp_size,
-        "merged": dim * config.spatial_merge_size**2,
-        "out": config.hidden_size,
-    }
-    kernel = (dim, config.in_channels, config.patch_size, config.patch_size)
-    conv = (*kernel[:2], config.temporal_patch_size, *kernel[2:])
-    for frame, suffix in enumerate(("", ".1")):
-        name = f"v.patch_embd.weight{suffix}"
-        yield Mapped(name, kernel, "visual.patch_embed.proj.weight", conv, frame=frame)
-    for i in range(config.depth):
-        block, out = f"visual.blocks.{i}.", f"v.blk.{i}."
-        for part, letter in enumerate("qkv"):
-            for kind, shape in (("weight", (dim, dim)), ("bias", (dim,))):
-                whole = (3 * dim, *shape[1:])
-                yield Mapped(
-                    f"{out}attn_{letter}.{kind}", shape, f"{block}attn.qkv.{kind}", whole, row=part * dim
-                )
-        yield from _pairs(VISION_BLOCK, block, out, sizes)
-    yield from _pairs(MERGER, "visual.", "", sizes)
-
-
-def _pairs(
-    rules: tuple[tuple[str, str, tuple[str, ...]], ...], block: str, out: str, sizes: Mapping[str, int]
-) -> Iterator[Mapped]:
-    """A weight and a bias for every rule; the bias is as long as the weight has rows."""
-    for source, name, dims in rules:
-        shape = tuple(sizes[d] for d in dims)
-        yield Mapped(f"{out}{name}.weight", shape, f"{block}{source}.weight", shape)
-        yield Mapped(f"{out}{name}.bias", shape[:1], f"{block}{source}.bias", shape[:1])
-
-
-def map_tensors(config: ModelConfig, tensors: Mapping[str, TensorEntry], where: str) -> TensorMap:
+def map_tensors(config: ModelConfig, checkpoint: Checkpoint) -> TensorMap:
     """Match a checkpoint's tensors with the files to write.
 
-    Args:
-        tensors: the checkpoint's, by any version's name.
-        where: the checkpoint, for messages.
-
     Raises:
-        CheckpointError: tensors left over or missing (both named), two names for one tensor, or a shape
-            other than the hyperparameters say.
+        CheckpointError: tensors missing, or left over where they would change the result (all named), two
+            names for one
+            tensor, a shape other than the hyperparameters say, an adapter's or another quantizer's weights.
     """
-    text, vision = tuple(text_tensors(config.text)), tuple(vision_tensors(config.vision))
-    wanted = {mapped.source: mapped.source_shape for mapped in (*text, *vision)}
-    entries: dict[str, TensorEntry] = {}
-    for name, entry in tensors.items():
-        if (known := canonical(name)) in entries:
-            raise CheckpointError(f"{where}: {name!r} and {entries[known].name!r} are the same tensor")
-        entries[known] = entry
-    # A tied head that was saved as well is a copy: transformers does not read it either.
-    ignorable = {n for n in entries if DERIVED.search(n) or (n == HEAD and config.text.tie_word_embeddings)}
-    left_over, missing = entries.keys() - wanted.keys() - ignorable, wanted.keys() - entries.keys()
-    if left_over or missing:
+    where, entries = str(checkpoint.folder), _by_name(checkpoint)
+    config, notes = _choose_head(config, checkpoint, entries)
+    family = conversion(config.family)
+    text, vision = tuple(family.text_rows(config)), tuple(family.vision_rows(config))
+    wanted = {mapped.source for mapped in (*text, *vision)}
+    spare, missing = entries.keys() - wanted, wanted - entries.keys()
+    ignored = {n for n in spare if DERIVED.search(n) or n == HEAD or not OWN.match(n)}
+    _refuse_other_formats(where, spare)
+    if missing or spare - ignored:
+        # With something missing, whatever is left over may be what it is called here.
+        left_over = {n for n in spare if not DERIVED.search(n) and n != HEAD} if missing else spare - ignored
         parts = [f"{len(s)} tensors {w}: {_some(s)}" for w, s in
                  (("left over", left_over), ("missing", missing)) if s]  # fmt: skip
-        raise CheckpointError(
-            f"{where}: " + "; ".join(parts),
-            hint="config.json and the weights do not belong together, or this is another architecture",
-        )
-    for source, shape in wanted.items():
-        if entries[source].shape != shape:
+        raise CheckpointError(f"{where}: " + "; ".join(parts), hint=_mismatch(config, checkpoint, missing))
+    text = tuple(mapped.of(entries[mapped.source].shape) for mapped in text)
+    for source, shape in {mapped.source: mapped.source_shape for mapped in (*text, *vision)}.items():
+        entry = entries[source]
+        if entry.shape != shape:
             raise CheckpointError(
-                f"{where}: {source} has shape {list(entries[source].shape)}, "
-                f"expected {list(shape)} by config.json"
+                f"{where}: {source} has shape {list(entry.shape)}, expected {list(shape)} by config.json",
+                hint=incomplete(checkpoint.folder / "config.json", config.left_out),
             )
-    return TensorMap(text, vision, entries, tuple(sorted(ignorable)))
+        if entry.dtype not in READABLE:
+            raise CheckpointError(
+                f"{entry.path}: tensor {entry.name!r} is {entry.dtype}, "
+                f"expected one of {', '.join(READABLE)}",
+                hint="convert the original checkpoint, not one that is already quantized",
+            )
+    return TensorMap(text, vision, entries, tuple(sorted(ignored)), notes)
+
+
+def _by_name(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for name, entry in checkpoint.tensors.items():
+        if (known := canonical(name)) in entries:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {name!r} and {entries[known].name!r} are the same tensor"
+            )
+        entries[known] = entry
+    return entries
+
+
+def _choose_head(
+    config: ModelConfig, checkpoint: Checkpoint, entries: Mapping[str, TensorEntry]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Keep a head that differs from the embedding it is said to be tied to, as transformers 5 does
+    (`tie_weights`)."""
+    head, embedding = entries.get(HEAD), entries.get(EMBEDDING)
+    if not config.text.tie_word_embeddings or head is None or embedding is None:
+        return config, ()
+    if head.shape == embedding.shape and checkpoint.same(head, embedding):
+        return config, ()
+    note = (
+        f"{head.name} differs from the embedding, although config.json ties them (tie_word_embeddings): "
+        "it is kept as a head of its own"
+    )
+    return replace(config, text=replace(config.text, tie_word_embeddings=False)), (note,)
+
+
+def _refuse_other_formats(where: str, spare: set[str]) -> None:
+    for pattern, what, hint in (
+        (
+            ADAPTER,
+            "weights of an adapter",
+            "merge the adapter into its base model and convert what that saves",
+        ),
+        (QUANTIZED, "weights that are quantized already", "convert the checkpoint that these were made from"),
+    ):
+        if found := {name for name in spare if pattern.search(name)}:
+            raise CheckpointError(f"{where}: {what}: {_some(found, 3)}", hint=hint)
+
+
+def _mismatch(config: ModelConfig, checkpoint: Checkpoint, missing: set[str]) -> str:
+    if missing == {HEAD}:
+        return (
+            "config.json says that the head is a matrix of its own: if the model shares its embedding, "
+            "set tie_word_embeddings to true there"
+        )
+    return incomplete(checkpoint.folder / "config.json", config.left_out) or (
+        "config.json and the weights do not belong together, or this is another architecture"
+    )
 
 
 def _some(names: set[str], limit: int = 40) -> str:

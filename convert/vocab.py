@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvl.convert.checkpoint import read_json
-from qvl.convert.config import TextConfig
+from qvl.convert.hyperparameters import TextConfig
 from qvl.runtime.errors import CheckpointError
 
 PRE: Final = "qwen2"

@@ -18,7 +18,7 @@ from typing import Any, Final
 import gguf
 import numpy as np
 
-from qvl.convert.metadata import Metadata, Value
+from qvl.convert.family import Metadata, Value
 from qvl.convert.recipe import Planned
 from qvl.runtime.atomic import create_temporary, put_all_in_place, remove_leftovers, sync, write_error
 from qvl.runtime.errors import OutputError

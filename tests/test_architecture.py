@@ -31,6 +31,7 @@ ALLOWED = {
         "qvl.runtime.atomic",
         "qvl.runtime.files",
         "qvl.runtime.locks",
+        "qvl.runtime.families.table",
     ),
     "models": ("qvl.models", "qvl.runtime.errors"),
     "cli": ("qvl",),

@@ -58,3 +58,12 @@ def of_projector(projector: object) -> Family | None:
 def of_model_type(model_type: object) -> Family | None:
     """The family whose checkpoints have this `model_type`."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def named(name: str) -> Family:
+    """The family of a name.
+
+    Raises:
+        KeyError: no such family.
+    """
+    return {family.name: family for family in FAMILIES}[name]

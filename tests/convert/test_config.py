@@ -88,9 +88,9 @@ def put_rope(**values: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put(model_type="qwen2_5_vl"), "model_type is 'qwen2_5_vl', expected 'qwen2_vl'"),
+        (put(model_type="llava"), "model_type is 'llava', expected one of qwen2_vl"),
         (drop("model_type"), "model_type is None"),
-        (drop("hidden_size"), "hidden_size is nothing, expected a whole number"),
+        (put(hidden_size=[]), r"hidden_size is \[\], expected a whole number"),
         (put(hidden_size="128"), "hidden_size is '128'"),
         (put(hidden_size=0), "hidden_size is 0"),
         (put(num_hidden_layers=10**12), "num_hidden_layers is 1000000000000"),
@@ -102,12 +102,12 @@ def put_rope(**values: Any) -> Change:
         (put(hidden_act="gelu"), "hidden_act is 'gelu', expected 'silu'"),
         (put(use_sliding_window=True, max_window_layers=1), "no sliding window"),
         (put(eos_token_id="</s>"), "eos_token_id is '</s>', expected a token id"),
-        (put(rope_scaling=None), "rope_scaling is None, expected an object"),
+        (put(rope_scaling=[]), r"rope_scaling is \[\], expected an object"),
+        (put(rope_scaling=None), "mrope_section is nothing, expected three counts with the sum 16"),
         (put_rope(mrope_section=[1, 2, 3]), r"section is \[1, 2, 3\], expected three counts with the sum 16"),
         (put_rope(mrope_section=[16]), "mrope_section"),
         (put_rope(type="linear"), "rope_scaling.type is 'linear'"),
         (put_rope(type="yarn"), "rope_scaling.factor is nothing"),
-        (drop("vision_config"), "vision_config is nothing"),
         (put(vision_config=[]), r"vision_config is \[\]"),
         (put_vision(hidden_size=64), "vision_config.hidden_size is 64, expected the decoder's 128"),
         (put_vision(num_heads=32), "vision_config.num_heads is 32"),
@@ -120,6 +120,62 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: Change, message: str) ->
     with pytest.raises(CheckpointError, match=message) as caught:
         read_config(save(tmp_path, Style(), change))
     assert "config.json" in str(caught.value)
+
+
+def test_what_is_left_out_gets_the_class_defaults(tmp_path: Path) -> None:
+    """As transformers' Qwen2VLTextConfig and Qwen2VLVisionConfig have them."""
+    shape = Shape(3584, 18944, 64, 8, 80, 1280, 16, 32, tied=False, vocab_size=152064)
+
+    def change(config: dict[str, Any]) -> None:
+        for key in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "vocab_size"):
+            del config[key]
+        for key in ("rope_theta", "rms_norm_eps", "max_position_embeddings", "rope_scaling"):
+            del config[key]
+        config |= {"hidden_size": 8192, "text_config": None, "vision_config": {"hidden_size": 8192}}
+
+    text = read_config(save(tmp_path, Style(), change, shape)).text
+    assert (text.num_attention_heads, text.num_key_value_heads, text.num_hidden_layers) == (64, 8, 80)
+    assert (text.rope_theta, text.rms_norm_eps, text.mrope_section) == (1e6, 1e-5, (16, 24, 24))
+    assert (text.vocab_size, text.max_position_embeddings) == (152064, 32768)
+    vision = read_config(tmp_path).vision
+    assert (vision.depth, vision.embed_dim, vision.num_heads, vision.mlp_size) == (32, 1280, 16, 5120)
+
+
+@pytest.mark.parametrize(
+    ("change", "left_out"),
+    [
+        (drop("hidden_size"), "hidden_size"),
+        (put(text_config={"vocab_size": 4352}), "text_config.hidden_size, text_config.num_attention_heads"),
+        (drop("vision_config"), "vision_config.embed_dim"),
+    ],
+)
+def test_sizes_left_out_that_do_not_fit_are_named(tmp_path: Path, change: Change, left_out: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_config(save(tmp_path, Style(), change))
+    assert "is incomplete" in str(caught.value.hint)
+    assert left_out in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "by gptq to 4 bits"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "by awq to 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "by bitsandbytes to 4 bits"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "by fp8"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "by compressed-tensors"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_quantized_weights_are_refused_by_name(
+    tmp_path: Path, found: dict[str, Any], named: str, nested: bool
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        (config["text_config"] if nested else config)["quantization_config"] = found
+
+    with pytest.raises(CheckpointError, match=f"quantized already, {named}") as caught:
+        read_config(save(tmp_path, Style(config="nested" if nested else "flat"), change))
+    assert "made from" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"a": 1, "a": 2}'])

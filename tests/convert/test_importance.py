@@ -81,7 +81,7 @@ def test_types_equal_llama_cpps_mixture(
     theirs = dict(re.findall(r"\] +(\S+) +- \[.*-> .* MiB \((\S+)\)", log))
     config = read_config(checkpoint)
     with Checkpoint(checkpoint) as held:
-        tensors = map_tensors(config, held.tensors, "").text
+        tensors = map_tensors(config, held).text
     recipe = TEXT_RECIPES[name]
     plan = plan_text(tensors, recipe, n_layer=8, gqa=4, choices=Choices(calibrated=True))
     ours = {p.tensor.name: p.type.name.lower() for p in plan if p.type is not Type.F32}

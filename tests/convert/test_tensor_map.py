@@ -15,7 +15,8 @@ from support.checkpoint import Shape, Style, encode, weights, write_checkpoint, 
 from qvl.convert import Converted, convert
 from qvl.convert.checkpoint import Checkpoint
 from qvl.convert.config import read_config
-from qvl.convert.tensor_map import canonical, map_tensors, text_tensors, vision_tensors
+from qvl.convert.families import qwen2_vl
+from qvl.convert.tensor_map import canonical, map_tensors
 from qvl.runtime.errors import CheckpointError
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -27,16 +28,16 @@ def arrays(path: Path) -> Arrays:
 
 
 def test_text_names_are_upstreams(tiny_checkpoint: Path) -> None:
-    config = read_config(tiny_checkpoint).text
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, config.num_hidden_layers)
-    for mapped in text_tensors(config):
+    config = read_config(tiny_checkpoint)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, config.text.num_hidden_layers)
+    for mapped in qwen2_vl.text_rows(config):
         assert table.get_name(mapped.source, try_suffixes=(".weight", ".bias")) == mapped.name
 
 
 def test_vision_names_are_upstreams(tiny_checkpoint: Path) -> None:
-    config = read_config(tiny_checkpoint).vision
+    config = read_config(tiny_checkpoint)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 3)  # mm.{bid} counts to 2
-    for mapped in vision_tensors(config):
+    for mapped in qwen2_vl.vision_rows(config):
         letter = re.search(r"attn_([qkv])\.", mapped.name)
         source = mapped.source.replace("qkv", letter[1]) if letter else mapped.source
         name = mapped.name.removesuffix(".1")
@@ -132,7 +133,7 @@ def test_an_untied_model_needs_its_head(tmp_path: Path) -> None:
 
 def test_a_tied_head_and_rotary_tables_are_ignored_and_said(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
-    head, table = np.zeros((4352, 128), np.float32), np.zeros(16, np.float32)
+    head, table = dict(weights(Shape(), Style()))["model.embed_tokens.weight"], np.zeros(16, np.float32)
     rewrite(folder, {"lm_head.weight": head, "visual.rotary_pos_emb.inv_freq": table})
     done = convert(folder, tmp_path / "out", "f32", "f32")
     assert done.warnings == ("not used: lm_head.weight, visual.rotary_pos_emb.inv_freq",)
@@ -147,11 +148,24 @@ def test_a_shape_other_than_the_configs_is_named(tmp_path: Path) -> None:
         convert(folder, tmp_path / "out")
 
 
+def test_weights_of_integers_are_refused_by_type(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c")
+    path = folder / "model.safetensors"
+    path.write_bytes(
+        path.read_bytes().replace(
+            b'"model.norm.weight":{"dtype":"F32"', b'"model.norm.weight":{"dtype":"I32"'
+        )
+    )
+    with pytest.raises(CheckpointError, match=r"model.norm.weight' is I32, expected one of BF16") as caught:
+        convert(folder, tmp_path / "out")
+    assert "quantized" in str(caught.value.hint)
+
+
 def test_one_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c")
     rewrite(folder, {"model.language_model.norm.weight": np.zeros(128, np.float32)})
     with Checkpoint(folder) as checkpoint, pytest.raises(CheckpointError, match="are the same tensor"):
-        map_tensors(read_config(folder), checkpoint.tensors, "here")
+        map_tensors(read_config(folder), checkpoint)
 
 
 @pytest.mark.parametrize(

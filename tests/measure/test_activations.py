@@ -104,7 +104,8 @@ def test_all_sums_are_those_of_transformers(tiny_checkpoint: Path, tiny_model: C
     torch = pytest.importorskip("torch")
     from qvl.cli.transformers_model import TransformersModel
     from qvl.convert.config import read_config
-    from qvl.convert.tensor_map import canonical, text_tensors, vision_tensors
+    from qvl.convert.families import qwen2_vl
+    from qvl.convert.tensor_map import canonical
 
     text, vision, question = observed(tiny_model)
     model = TransformersModel(tiny_checkpoint)
@@ -122,7 +123,7 @@ def test_all_sums_are_those_of_transformers(tiny_checkpoint: Path, tiny_model: C
     model.encode(question)
     model.logits(TOKENS, {}, [0])
     config = read_config(tiny_checkpoint)
-    sources = {t.name: t.source for t in (*text_tensors(config.text), *vision_tensors(config.vision))}
+    sources = {t.name: t.source for t in (*qwen2_vl.text_rows(config), *qwen2_vl.vision_rows(config))}
     for entries, tolerance in ((text, 2e-3), (vision, 1e-5)):
         for name, entry in entries.items():
             expected = found[sources[name]]
