@@ -15,13 +15,18 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
-from llama_cpp import mtmd_cpp
 from support.checkpoint import PREPROCESSOR, Shape, Style, weights, write_checkpoint, write_weights
 from support.llama_log import silent_llama
 
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import CheckpointError, InputError
 from qvl.runtime.ggml.gguf import read_gguf
+
+try:
+    from llama_cpp import mtmd_cpp
+except (ImportError, OSError, RuntimeError):  # compiled without it
+    mtmd_cpp = None
+needs_mtmd = pytest.mark.skipif(mtmd_cpp is None, reason="no libmtmd: QVL_LLAMA=full .ci/setup compiles it")
 
 KEPT: list[Any] = []  # libmtmd holds a pointer to the callback, and cannot say which it had before
 
@@ -30,12 +35,14 @@ KEPT: list[Any] = []  # libmtmd holds a pointer to the callback, and cannot say 
 def quiet() -> Iterator[None]:
     """llama.cpp writes hundreds of lines to stderr."""
     with silent_llama() as silent:
-        mtmd_cpp.mtmd_log_set(silent, ctypes.c_void_p(0))
-        mtmd_cpp.mtmd_helper_log_set(silent, ctypes.c_void_p(0))
+        if mtmd_cpp is not None:
+            mtmd_cpp.mtmd_log_set(silent, ctypes.c_void_p(0))
+            mtmd_cpp.mtmd_helper_log_set(silent, ctypes.c_void_p(0))
         KEPT.append(silent)
         yield
 
 
+@needs_mtmd
 @pytest.mark.parametrize(
     ("text_type", "vision_type", "style"),
     [
