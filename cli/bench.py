@@ -23,7 +23,9 @@ _N_CTX: Final = 4096
 
 Sizes = Annotated[
     str,
-    typer.Option("--sizes", metavar="N,WxH,…", help="Pictures to look at; the first is asked about too."),
+    typer.Option(
+        "--sizes", metavar="N,WxH,…", help="Sizes of pictures to encode; the first is asked about too."
+    ),
 ]
 Repeat = Annotated[
     int, typer.Option("-r", "--repeat", metavar="N", min=1, help="Repetitions at most; medians are shown.")
@@ -46,7 +48,7 @@ def bench(
 ) -> None:
     """Measure how fast a model runs here.
 
-    Looking at pictures, reading a prompt, writing a reply, the wait for a first token, loading, memory.
+    Encoding pictures, reading a prompt, writing a reply, the wait for a first token, loading, memory.
     What takes long is repeated less often. `--image-detail auto` goes by what was measured last.
     """
     pictures = [parse_size(size) for size in sizes.split(",") if size.strip()]
@@ -82,27 +84,31 @@ class Subject:
     """What was measured.
 
     Attributes:
-        precision: how the image encoder computes; None without one.
+        precision: of the image encoder; None without one.
+        encoder: whose kernels it runs on, and on what device, in words.
         device: that holds the image encoder, or would.
     """
 
     model: str
     mmproj: str | None
     precision: str | None
+    encoder: str | None
     device: str
     threads: int
     load_seconds: float
 
     @classmethod
     def of(cls, model: Model, load_seconds: float) -> Subject:
+        from qvl.cli.engine import encoder_text
         from qvl.runtime.resources import default_threads
 
-        eyes = model.vision if model.has_vision else None
+        vision = model.vision if model.has_vision else None
         return cls(
             model.path.name,
-            eyes.path.name if eyes else None,
-            eyes.precision if eyes else None,
-            eyes.device.name if eyes else "",
+            vision.path.name if vision else None,
+            vision.precision if vision else None,
+            encoder_text(vision) if vision else None,
+            vision.device.name if vision else "",
             model.threads or default_threads(),
             load_seconds,
         )
@@ -146,9 +152,8 @@ def _setting(subject: Subject, machine: Machine) -> list[str]:
         f"{machine.cpu}{instructions}, {machine.cores} cores, {machine.system}, ggml {machine.ggml}",
         *machine.devices,
     ]
-    if subject.precision is not None:
-        kernels = "ggml's" if subject.precision == "exact" else f"qvl's own {subject.precision}"
-        lines.append(f"image encoder by {kernels} kernels, on {subject.device}")
+    if subject.encoder is not None:
+        lines.append(f"image encoder by {subject.encoder}")
     return [*lines, f"{subject.threads} threads"]
 
 

@@ -1,4 +1,4 @@
-"""From the options of a command to a loaded model, with words about it on stderr."""
+"""Loads the model that the options of a command name, and says on stderr what it is and how it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from qvl.cli.options import ModelOptions
 from qvl.cli.output import Output
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, QvlError
 from qvl.runtime.files import expanded
 
 if TYPE_CHECKING:
     from qvl.runtime.llama.repack import Optimize
     from qvl.runtime.model import Ahead, Model
+    from qvl.runtime.vision.encoder import VisionEncoder
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def open_model(
     Args:
         optimize: what the decoder is to be fast at; see `qvl.runtime.load`.
         use_cache: keep the embeddings of pictures on disk, for the next time they are asked about.
-        ahead: what to look at while the text model loads; see `qvl.runtime.load`.
+        ahead: what to encode while the text model loads; see `qvl.runtime.load`.
 
     Raises:
         QvlError: what `qvl.runtime.load` raises.
@@ -52,17 +53,42 @@ def open_model(
             progress=lambda share: bar(share, 1.0),
             ahead=ahead,
         )
-    if options.path is None:
-        introduce(out)
     with model:
+        if _is_embedded(model):
+            from qvl.models import embedded
+
+            out.dim(embedded.INTRODUCTION)
+        else:
+            from qvl.cli.local import remember
+
+            remember(model.path)
+        if out.verbose and model.has_vision:
+            out.detail(f"image encoder: {encoder_text(model.vision)}")
         yield model
 
 
-def introduce(out: Output) -> None:
-    """Say what the embedded model is, so that nobody takes it for Qwen2-VL."""
-    from qvl.models import embedded
+def _is_embedded(model: Model) -> bool:
+    """Whether it is the model that comes with qvl: it is introduced, so that nobody takes it for Qwen's."""
+    from qvl.runtime.find import embedded_model
 
-    out.dim(embedded.INTRODUCTION)
+    try:
+        return model.path.resolve().parent == embedded_model().resolve()
+    except QvlError:
+        return False
+
+
+def encoder_text(vision: VisionEncoder) -> str:
+    """Whose kernels the image encoder runs on, and on what device."""
+    from qvl.runtime.native import kernels
+
+    level = kernels() if vision.device.is_cpu else None
+    if level is not None and vision.precision != "exact":
+        whose = f"qvl's {level.name} kernels"
+    elif vision.device.is_cpu and level is None:
+        whose = "ggml's kernels (none of qvl's run on this processor: slower than the published figures)"
+    else:
+        whose = "ggml's kernels"
+    return f"{whose}, on {vision.device.name}"
 
 
 def show_log(out: Output) -> None:
@@ -83,10 +109,13 @@ class _Details(logging.Handler):
 
 
 def _check(name: str | None) -> None:
-    """Hints for what people give to `-m` that is no GGUF file."""
-    if name is None:
+    """Add hints for names given to `-m` that are no GGUF files."""
+    if name is None or name == "embedded":
         return
     path = expanded(name)
+    folder, colon, _ = name.rpartition(":")
+    if colon and expanded(folder).is_dir():  # one of several types
+        return
     hint = f"qvl convert {name} -o OUT makes GGUF files of it; then -m OUT"
     if not path.exists():
         is_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and path.suffix != ".gguf"

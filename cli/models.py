@@ -1,24 +1,49 @@
-"""`qvl models`: the checkpoints that are known to work, and what they take."""
+"""`qvl models`: the models on this machine, and the checkpoints that are known to work."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvl.cli import options
 from qvl.cli.output import Output, format_table, human_bytes
+
+if TYPE_CHECKING:
+    from qvl.cli.local import Local
 
 _TYPE: Final = "q4_k_m"  # what `qvl convert` makes when it is not told otherwise
 
 
 def models(json: options.Json = False) -> None:
     """List the models on this machine, and those that can be had."""
+    from qvl.cli.local import local_models
+
     out = Output()
-    known = registry()
+    known, here = registry(), local_models()
     if json:
-        out.json(known, indent=2)
+        out.json({"local": [_local_json(model) for model in here], "known": known}, indent=2)
     else:
-        out.line(as_text(known))
+        out.line("\n\n".join(filter(None, (local_text(here), as_text(known)))))
+
+
+def local_text(here: Sequence[Local]) -> str:
+    """The table of models on this machine; empty without one."""
+    from qvl.cli.chat.attachments import shown
+
+    rows = [
+        (f"{'* ' if model.is_default else '  '}{shown(model.text)}", human_bytes(model.n_bytes))
+        for model in here
+    ]
+    if not rows:
+        return ""
+    note = "* is used where -m names none; QVL_MODEL=FILE|DIR chooses another"
+    return f"{format_table(rows, ('  on this machine', 'size'))}\n{note}"
+
+
+def _local_json(model: Local) -> dict[str, Any]:
+    mmproj = str(model.mmproj) if model.mmproj else None
+    return {"text": str(model.text), "mmproj": mmproj, "bytes": model.n_bytes, "default": model.is_default}
 
 
 def registry() -> list[dict[str, Any]]:

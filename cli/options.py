@@ -18,8 +18,9 @@ Model = Annotated[
     typer.Option(
         "-m",
         "--model",
-        metavar="FILE|DIR",
-        help="A text GGUF, or a folder with it and its mmproj. Default: the embedded model.",
+        metavar="FILE|DIR[:TYPE]",
+        help="A text GGUF, or a folder with it and its mmproj (DIR:q8_0 for one of several types). "
+        "Default: $QVL_MODEL, else the embedded model.",
     ),
 ]
 Mmproj = Annotated[
@@ -37,7 +38,7 @@ ctx_size = partial(typer.Option, "-c", "--ctx-size", metavar="N", min=64)
 CtxSize = Annotated[int, ctx_size(help="Tokens the context holds.")]
 Threads = Annotated[
     int | None,
-    typer.Option("-t", "--threads", metavar="N", min=1, max=512, help="Default: one for each core."),
+    typer.Option("-t", "--threads", metavar="N", min=1, max=512, help="Default: one for each physical core."),
 ]
 MinPixels = Annotated[
     int | None,
@@ -51,38 +52,58 @@ ImageDetail = Annotated[
     typer.Option(
         "--image-detail",
         metavar="low|auto|high",
-        help="How large to look at pictures: 256 tokens at most, what takes seconds here, or all there is.",
+        help="Size of pictures: 256 tokens at most, what takes seconds here, or all there is.",
     ),
 ]
 Precision = Annotated[
     Literal["auto", "exact"],
     typer.Option(
-        "--precision", metavar="auto|exact", help="Of the image encoder; auto is the fastest that is true."
+        "--precision",
+        metavar="auto|exact",
+        help="Of the image encoder: the fastest without loss, or float32 throughout.",
     ),
 ]
 KvType = Annotated[
     Literal["f16", "f32", "q8_0"] | None,
-    typer.Option("--kv-type", metavar="T", help="Of the KV cache: f16, f32, q8_0."),
+    typer.Option("--kv-type", metavar="T", help="Type of the KV cache: f16, f32, q8_0."),
 ]
 
-MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Stop after so many.")]
+MaxTokens = Annotated[
+    int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest reply, in tokens.")
+]
 Temperature = Annotated[
     float | None, typer.Option("--temp", metavar="X", min=0.0, help="0 is greedy. Default: the model's own.")
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", min=0, help="Sample from the N likeliest.")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="N", min=0, help="Sample from the N most likely tokens.")
+]
 TopP = Annotated[
     float | None,
-    typer.Option("--top-p", metavar="X", min=0.0, max=1.0, help="From the likeliest that make up X."),
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Sample from the most likely tokens that together have probability X.",
+    ),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option("--min-p", metavar="X", min=0.0, max=1.0, help="From those over X of the likeliest."),
+    typer.Option(
+        "--min-p",
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Sample from tokens at least X times as likely as the most likely.",
+    ),
 ]
 RepeatPenalty = Annotated[
     float | None,
     typer.Option("--repeat-penalty", metavar="X", min=0.01, help="Over 1 discourages repetition."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="The same seed, the same text.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same text.")
+]
 
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
 Json = Annotated[bool, flag("--json", help="Print JSON.")]
@@ -92,7 +113,7 @@ Verbose = Annotated[bool, flag("-v", "--verbose", help="Timings, and llama.cpp's
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What `load` is called with; None leaves its default."""
+    """Arguments of `load`; None leaves its default."""
 
     path: Model = None
     mmproj: Mmproj = None
@@ -111,7 +132,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What `generate` is called with; None leaves the model's own default."""
+    """Arguments of `generate`; None leaves the model's own default."""
 
     max_tokens: MaxTokens = 1024
     temperature: Temperature = None

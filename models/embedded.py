@@ -8,8 +8,8 @@ from typing import Final
 from qvl.runtime.errors import InputError
 
 INTRODUCTION: Final = (
-    "qvl's embedded nano model: it knows drawn shapes, digits, a few words and short clips, and it errs.\n"
-    "For photographs, get Qwen2-VL itself: `qvl models` says how."
+    "qvl's embedded nano model knows drawn shapes, digits, a few words and short clips; it makes mistakes.\n"
+    "For photographs, get one of Qwen's models: `qvl models` says how."
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import Final
 
 from qvl.runtime.errors import InputError
 from qvl.runtime.files import expanded
+from qvl.runtime.resources import free_memory
 
 _LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 # what a file name says of its type: NAME-Q4_K_M.gguf, mmproj-NAME-Q8_0.gguf
+EMBEDDED: Final = "embedded"
+VARIABLE: Final = "QVL_MODEL"
 _TYPE: Final = re.compile(r"[-._](?:I?Q\d\w*|B?F16|F32|\d{5}-of-\d{5})$", re.IGNORECASE)
 
 
@@ -29,27 +33,64 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
     """The files that a path stands for.
 
     Args:
-        path: a text GGUF, a folder that holds one and its mmproj, or None for the embedded model.
+        path: a text GGUF; a folder that holds one and its mmproj; `FOLDER:TYPE` for one of several types in
+            it, of which else the best is taken that fits the free memory; "embedded"; or None for what the
+            environment variable QVL_MODEL names, and the embedded model without it.
         mmproj: in place of the one found beside the text file.
 
     Raises:
-        InputError: nothing there, or more than one choice; the message lists them.
+        InputError: nothing there, or more than one model; the message lists them.
     """
-    place = embedded_model() if path is None else expanded(path)
+    chosen = default_model() if path is None else path
+    place, kind = _parted(chosen)
     if not place.exists():
+        if str(chosen) == EMBEDDED:
+            return find_model(embedded_model(), mmproj)
+        where = f"{VARIABLE}={chosen}" if path is None else place
         raise InputError(
-            f"{place}: no such file or folder", hint="qvl convert makes GGUF files of a checkpoint"
+            f"{where}: no such file or folder", hint="qvl convert makes GGUF files of a checkpoint"
         )
     text = place
     if place.is_dir():
         texts = [p for p in _gguf_files(place) if not _is_mmproj(p)]
-        text = _only(texts, f"{place}: model files", "name one of them")
+        text = _of_type(texts, place, kind) if kind else _one(texts, f"{place}: model files", "name one")
     if mmproj is not None:
-        chosen = expanded(mmproj)
-        if not chosen.is_file():
-            raise InputError(f"{chosen}: no such file", hint="`mmproj` takes the mmproj GGUF of the model")
-        return ModelFiles(text, chosen)
+        given = expanded(mmproj)
+        if not given.is_file():
+            raise InputError(f"{given}: no such file", hint="`mmproj` takes the mmproj GGUF of the model")
+        return ModelFiles(text, given)
     return ModelFiles(text, _mmproj_beside(text))
+
+
+def default_model() -> str | Path:
+    """What QVL_MODEL names, else the embedded model."""
+    return os.environ.get(VARIABLE) or embedded_model()
+
+
+def _parted(path: str | Path) -> tuple[Path, str]:
+    """A folder and the type after a colon: "models:q8_0"."""
+    place = expanded(path)
+    folder, colon, kind = str(path).rpartition(":")
+    if colon and not place.exists() and expanded(folder).is_dir():
+        return expanded(folder), kind
+    return place, ""
+
+
+def _of_type(texts: Sequence[Path], folder: Path, kind: str) -> Path:
+    found = [p for p in texts if re.search(rf"[-._]{re.escape(kind)}(?=[-._])", p.name, re.IGNORECASE)]
+    if not found:
+        names = ", ".join(p.name for p in texts) or "none"
+        raise InputError(f"{folder}: no model file of type {kind}, found {names}")
+    return _only(found, f"{folder}: model files of type {kind}", "name one of them")
+
+
+def _one(paths: Sequence[Path], what: str, advice: str) -> Path:
+    """The only path, or of several types of one model the largest that fits the free memory."""
+    if len(paths) > 1 and len({_base(p.stem) for p in paths}) == 1:
+        by_size = sorted(paths, key=lambda p: p.stat().st_size)
+        room = free_memory()
+        return next((p for p in reversed(by_size) if p.stat().st_size <= room), by_size[0])
+    return _only(paths, what, f"{advice} of them")
 
 
 def embedded_model() -> Path:
@@ -72,7 +113,7 @@ def _mmproj_beside(text: Path) -> Path | None:
     candidates = named or found
     if not candidates:
         return None
-    return _only(candidates, f"{text}: mmproj files beside it", "choose one with `mmproj`")
+    return _one(candidates, f"{text}: mmproj files beside it", "choose with `mmproj` one")
 
 
 def _gguf_files(folder: Path) -> list[Path]:

@@ -217,7 +217,7 @@ def test_a_bar_leaves_stdout_alone(tmp_path: Path) -> None:
 
 def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--json"]) == 0
-    known = json.loads(capsys.readouterr().out)
+    known = json.loads(capsys.readouterr().out)["known"]
     assert known
 
 
