@@ -14,10 +14,13 @@
     ├─ BackendError              llama.cpp or ggml refused (device, memory, decode)
     └─ Cancelled                 stopped on request, between two steps of work
 
-Whatever else comes out of qvl is a bug.
+Whatever else comes out of qvl is a bug. Below them are the checks of arguments that raise InputError.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 
 class QvlError(Exception):
@@ -90,3 +93,74 @@ class BackendError(QvlError):
 
 class Cancelled(QvlError):
     """Stopped on request, between two steps of work."""
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """A value as messages show it, cut to a length."""
+    try:
+        return f"{value!r:.{length}}"
+    except (ValueError, RecursionError):  # a number with thousands of digits, or endless nesting
+        return type(value).__name__
+
+
+def check_number(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    error: type[InputError] = InputError,
+) -> float:
+    """A finite int or float within bounds.
+
+    Raises:
+        InputError, or `error`: anything else, a bool included.
+    """
+    try:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and math.isfinite(value) and least <= value <= most:
+            return float(value) if isinstance(value, float) else int(value)
+    except OverflowError:  # an integer beyond what a float can hold
+        pass
+    raise error(f"{name} is {shown(value)}, expected {_bounds('a number', least, most)}")
+
+
+def check_whole(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    error: type[InputError] = InputError,
+) -> int:
+    """An int within bounds.
+
+    Raises:
+        InputError, or `error`: anything else, a bool included.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return value
+    raise error(f"{name} is {shown(value)}, expected {_bounds('a whole number', least, most)}")
+
+
+def check_text(name: str, value: Any) -> str:
+    """A string that C code can take: UTF-8, without NUL.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {shown(value)}, expected a text")
+    if "\0" in value:
+        raise InputError(f"{name} holds a NUL character at {value.index(chr(0))}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f"{name} is no Unicode text: {e.reason} at {e.start}") from e
+    return value
+
+
+def _bounds(kind: str, least: float, most: float) -> str:
+    if math.isinf(most):
+        return kind if math.isinf(least) else f"{least} or more"
+    return f"{kind} from {least} to {most}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, shown
 from qvl.runtime.files import expanded
 from qvl.runtime.resources import free_memory
 
@@ -41,6 +41,9 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
     Raises:
         InputError: nothing there, or more than one model; the message lists them.
     """
+    for name, given in (("path", path), ("mmproj", mmproj)):
+        if not (given is None or (isinstance(given, str | os.PathLike) and "\0" not in str(given))):
+            raise InputError(f"{name} is {shown(given)}, expected a path")
     chosen = default_model() if path is None else path
     place, kind = _parted(chosen)
     if not place.exists():

@@ -18,7 +18,7 @@ from qvl.runtime.engine.reply import Stream
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import VisionUnit, n_cells
-from qvl.runtime.errors import GGUFError, InputError
+from qvl.runtime.errors import GGUFError, InputError, check_text, check_whole
 from qvl.runtime.files import file_identity
 from qvl.runtime.find import find_model
 from qvl.runtime.llama.context import Context
@@ -82,6 +82,10 @@ def load(
         GGUFError: a file that is damaged or of another kind, or two that do not belong together.
         BackendError: llama.cpp refused, for want of memory as a rule.
     """
+    check_text("device", device)
+    for name, value in (("n_ctx", n_ctx), ("threads", threads)):
+        if value is not None:
+            check_whole(name, value, 1, 1 << 22)
     files = find_model(path, mmproj)
     with ExitStack() as opened:
 

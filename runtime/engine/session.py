@@ -20,7 +20,7 @@ from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.text import StopStrings
 from qvl.runtime.engine.units import Unit, VisionUnit, n_vision_cells
-from qvl.runtime.errors import Cancelled, InputError
+from qvl.runtime.errors import Cancelled, InputError, check_whole
 from qvl.runtime.grammar.schema import schema_to_grammar
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.sampler import Sampler, Sampling
@@ -140,8 +140,7 @@ class Session:
             InputError: a parameter out of bounds, a schema or grammar that cannot be used.
             PromptError, ImageError, ContextFullError: raised by the stream, when the prompt is read.
         """
-        if max_tokens < 1:
-            raise InputError(f"max_tokens is {max_tokens}, expected 1 or more")
+        check_whole("max_tokens", max_tokens, 1)
         if schema is not None and grammar is not None:
             raise InputError("a grammar and a schema, expected one of them")
         sampling = self._defaults.override(

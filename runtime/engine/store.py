@@ -253,7 +253,7 @@ def _add(digest: Any, source: Any) -> None:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         digest.update(os.fsencode(path.absolute()))
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - that of Path raises for a name too long
             for entry in sorted(path.iterdir()):
                 _add_stat(digest, entry)
         else:
@@ -271,6 +271,7 @@ def _add(digest: Any, source: Any) -> None:
     elif hasattr(source, "tobytes") and hasattr(source, "mode"):  # a PIL image
         turned = source.getexif().get(0x0112)
         digest.update(f"{source.mode} {source.size} {turned} {source.getpalette()}".encode())
+        digest.update(repr(source.info.get("transparency")).encode())
         digest.update(source.tobytes())
     else:
         digest.update(repr(source).encode())
@@ -279,7 +280,7 @@ def _add(digest: Any, source: Any) -> None:
 def _add_stat(digest: Any, path: Path) -> None:
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return  # reading it will say what is wrong
     digest.update(os.fsencode(path.name))
     digest.update(f" {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}".encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, shown
 from qvl.runtime.llama.vocab import IncrementalText
 
 
@@ -39,8 +39,8 @@ class StopStrings:
     """Ends text before the first stop string, and holds back what could still become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str) or not all(isinstance(s, str) and s for s in stops):
-            raise InputError(f"stop is {stops!r}, expected a list of strings, none of them empty")
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+            raise InputError(f"stop is {shown(stops)}, expected a list of strings, none of them empty")
         self._stops = tuple(stops)
         self._held = ""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 
-from qvl.runtime.errors import BackendError, InputError
+from qvl.runtime.errors import BackendError, InputError, check_text
 from qvl.runtime.ggml import library as ggml
 
 
@@ -65,7 +65,7 @@ def find_device(name: str = "auto") -> Device:
         InputError: no device has that name; the message lists those there are.
         BackendError: this build has no RPC backend, or the server does not answer.
     """
-    wanted = name.lower()
+    wanted = check_text("device", name).lower()
     if wanted.startswith("rpc:"):
         return _rpc_device(name[4:])
     found = devices()

@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError
+from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError, check_whole, shown
 from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.library import Type, row_size
 from qvl.runtime.ggml.scheduler import Observer, eval_callback
@@ -90,10 +90,9 @@ class Context:
         sizes = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max}
         limits = {"n_seq_max": c.llama_max_parallel_sequences()}
         for name, value in sizes.items():
-            if not 1 <= value <= limits.get(name, _MAX_SIZE):
-                raise InputError(f"{name} is {value}, expected 1 to {limits.get(name, _MAX_SIZE)}")
-        if kv_type not in KV_TYPES:
-            raise InputError(f"KV type {kv_type!r}, expected one of {', '.join(KV_TYPES)}")
+            check_whole(name, value, 1, limits.get(name, _MAX_SIZE))
+        if not isinstance(kv_type, str) or kv_type not in KV_TYPES:
+            raise InputError(f"KV type {shown(kv_type)}, expected one of {', '.join(KV_TYPES)}")
         self.n_outputs_max = max(n_outputs_max or n_seq_max, n_seq_max)
         self.n_seq_max = n_seq_max
         self.threads = threads or default_threads()

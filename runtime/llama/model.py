@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from qvl.runtime.errors import BackendError, GGUFError
+from qvl.runtime.errors import BackendError, GGUFError, InputError, shown
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.interrupt import Guard, held_interrupts
@@ -67,6 +67,9 @@ class LlamaModel:
         self.hparams: TextHparams = check_text_file(gguf)
         self.metadata = gguf.metadata
         self.n_bytes = sum(t.nbytes for t in gguf.tensors.values())
+        is_list = isinstance(device, list | tuple)
+        if not isinstance(device, str) and not (is_list and all(isinstance(d, Device) for d in device)):
+            raise InputError(f"device is {shown(device)}, expected a name or devices")
         found = [find_device(device)] if isinstance(device, str) else list(device)
         self.devices = [d for d in found if not d.is_cpu]
         self.n_gpu_layers = n_gpu_layers if self.devices else 0

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, check_number, check_text, check_whole
 from qvl.runtime.llama.binding import complaints, llama
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.vocab import Vocab
@@ -64,8 +64,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and least <= value <= most):
-                raise InputError(f"{name} is {value}, expected {least} to {most}")
+            if value is not None:
+                (check_whole if isinstance(least, int) else check_number)(name, value, least, most)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Sampling:
@@ -90,6 +90,7 @@ class Sampling:
             InputError: a value out of bounds.
         """
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        replace(self, **chosen)  # checks them
         if chosen.get("temperature", 0) > 0 and self.top_k == 1:
             chosen = {"top_k": 40, "top_p": 0.95} | chosen
         return replace(self, **chosen)
@@ -164,6 +165,7 @@ class Sampler:
 
     def _parse(self, grammar: str) -> Any:
         complaints()
+        check_text("grammar", grammar)
         sampler = self._c.llama_sampler_init_grammar(self._vocab.handle, grammar.encode(), b"root")
         if not sampler or not grammar.strip():  # llama.cpp takes an empty one for no grammar
             reason = complaints() or "it has no rule root"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from qvl.runtime.errors import PromptError
+from qvl.runtime.errors import PromptError, check_number, shown
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -25,6 +24,9 @@ OPTIONS: Final = {
     "image": ("min_pixels", "max_pixels"),
     "video": ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "source_fps"),
 }
+
+
+_LARGEST: Final = 10**12  # of a number beside a source; far beyond every bound in use
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Turn:
 def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise PromptError(
-            f"messages are {type(messages).__name__} {messages!r:.80}, expected a list with at least one",
+            f"messages are {type(messages).__name__} {shown(messages)}, expected a list with at least one",
             hint='for example [{"role": "user", "content": "Hello"}]',
         )
     return messages
@@ -58,7 +60,7 @@ def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
 
 def parse_turn(i: int, message: Message) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise PromptError(f"message {i} is {message!r:.80}, expected role and content")
+        raise PromptError(f"message {i} is {shown(message)}, expected role and content")
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise PromptError(f"message {i} has role {role!r}, expected one of {', '.join(ROLES)}")
@@ -80,12 +82,11 @@ def _parts(i: int, content: Sequence[Any]) -> Iterator[str | VisionChunk]:
             yield part["text"]
         elif kind in ("image", "video") and part.get(kind) is not None:
             yield VisionChunk(kind, _local(where, part[kind]), _options(where, kind, part))
-        elif kind == "image_url" and part.get("image_url") is not None:
-            url = part["image_url"]
-            yield VisionChunk("image", _local(where, url["url"] if isinstance(url, Mapping) else url))
+        elif kind == "image_url" and (url := _url(part)) is not None:
+            yield VisionChunk("image", _local(where, url))
         else:
             raise PromptError(
-                f"{where} is {part!r:.80}, expected text, image or video",
+                f"{where} is {shown(part)}, expected text, image or video",
                 hint='for example {"type": "image", "image": "photo.jpg"}',
             )
 
@@ -96,17 +97,27 @@ def _options(where: str, kind: str, part: Mapping[str, Any]) -> tuple[tuple[str,
         if name not in OPTIONS[kind]:
             known = ", ".join(OPTIONS[kind])
             raise PromptError(f"{where}: {name!r} beside {kind!r}, expected nothing or {known}")
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise PromptError(f"{where}: {name} is {value!r:.80}, expected a number")
+        check_number(f"{where}: {name}", value, 0, _LARGEST, error=PromptError)
     return tuple(sorted(given.items()))
+
+
+def _url(part: Mapping[str, Any]) -> Any:
+    """OpenAI's {"url": …}, or the address itself."""
+    url = part.get("image_url")
+    return url.get("url") if isinstance(url, Mapping) else url
 
 
 def _local(where: str, source: Any) -> Any:
     """A source with its URL resolved; paths, bytes, images and arrays stay as they are."""
     if not isinstance(source, str):
         return source
+    if "\0" in source:
+        raise PromptError(f"{where} has a NUL character in {shown(source)}")
     if source.startswith("file:"):
-        return url2pathname(urlsplit(source).path)
+        try:
+            return url2pathname(urlsplit(source).path)
+        except ValueError as e:
+            raise PromptError(f"{where} is {shown(source)}, no file: URL: {e}") from e
     if source.startswith(("http://", "https://")):
         raise PromptError(
             f"{where} is a web address, {source:.60}",
@@ -117,5 +128,5 @@ def _local(where: str, source: Any) -> Any:
     head, _, body = source.partition(",")
     try:
         return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote(body).encode()
-    except binascii.Error as e:
+    except ValueError as e:  # binascii.Error is one
         raise PromptError(f"{where}: a data: URL whose base64 is damaged: {e}") from e

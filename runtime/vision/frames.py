@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qvl.runtime.errors import ImageError, VideoError
+from qvl.runtime.errors import ImageError, VideoError, shown
 from qvl.runtime.files import open_file
 from qvl.runtime.vision.clip import Clip
 from qvl.runtime.vision.image import HINTS, ImageSource, file_kind, open_picture
@@ -41,7 +41,7 @@ def video_name(source: VideoSource) -> str:
     """Name a source in an error text: the path, or the number of frames passed."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    return f"a video of {len(source)} frames"
+    return f"a video of {len(source)} frames" if isinstance(source, Sized) else "a video"
 
 
 def open_frames(source: VideoSource, source_fps: float | None = None) -> Frames:
@@ -54,9 +54,12 @@ def open_frames(source: VideoSource, source_fps: float | None = None) -> Frames:
         VideoError: no such file, a folder without pictures, or a file that is no video.
     """
     if not isinstance(source, str | os.PathLike):
+        given: object = source
+        if not isinstance(given, Sequence | np.ndarray) or isinstance(given, bytes | bytearray):
+            raise VideoError(f"a video is {shown(source)}, expected a path, a list of pictures or an array")
         return Stills(source, source_fps)
     name, path = os.fspath(source), Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - that of Path raises for a name too long
         files = [p for p in path.iterdir() if p.suffix[1:].lower() in _PICTURES and p.name[0] != "."]
         if not files:
             raise VideoError(f"{name}: a folder without pictures", hint="expected frames such as 0001.png")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qvl.runtime.errors import GGUFError, ImageError, InputError
+from qvl.runtime.errors import GGUFError, ImageError, InputError, check_whole
 from qvl.runtime.vision.grid import Grid, merged, n_patches
 from qvl.runtime.vision.header import value
 from qvl.runtime.vision.image import MAX_ASPECT_RATIO
@@ -167,7 +167,7 @@ class Preprocessor:
         """
         token = self.factor**2
         for name, given in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-            if given is not None and given < token:
+            if given is not None and check_whole(name, given, most=1 << 40) < token:
                 raise InputError(f"{name} is {given}, expected at least {token}, the area of one token")
         if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
             raise InputError(f"min_pixels is {min_pixels}, over max_pixels, {max_pixels}")
