@@ -128,15 +128,18 @@ def caption(
     model: ModelOptions,
     image_detail: options.ImageDetail = None,
     sampling: SamplingOptions,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
     """Write a caption for each picture and video.
 
-    A rerun of the same command goes on where the last one stopped, however it ended. Existing captions are
-    kept, errors are records, and the exit code is 1 if any picture failed.
+    Run the same command again to resume where the last one stopped, however it ended. Existing captions are
+    kept, errors are records, and the exit code is 1 if any picture failed. A terminal shows each caption with
+    its path; a pipe gets JSON lines.
     """
     from qvl.cli.caption_run import CaptionRun, Destination
+    from qvl.cli.inputs import refuse_input, refuse_stdout
     from qvl.runtime.caption.inputs import find_inputs
     from qvl.runtime.caption.options import CaptionOptions
 
@@ -166,16 +169,32 @@ def caption(
         image_detail=image_detail,
     )
     chosen.prompts(), chosen.grammar()  # what is wrong with them is said before the model loads
+    if samples > 1 and sampling.temperature == 0:
+        out.warn(
+            f"at temperature 0 the {samples} samples of a picture are equal; --temp 0.7 makes them differ"
+        )
     destination = Destination(
         output,
         out_dir,
         (sidecar_suffix or ".txt") if sidecar or out_dir else None,
         _mode(overwrite=overwrite, append=append, prepend=prepend, retry_errors=retry_errors),
         accept_changes,
+        json,
     )
+    read = [Path(item.path) for item in found.items] + _given(vars_, prompt_file, paths)
+    refuse_stdout(read)
+    if output is not None:
+        refuse_input(output, read)
     run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), model.n_ctx)
     loading = replace(model, n_ctx=None, min_pixels=None, max_pixels=None)  # the run sees to these
     return run.on_ray(loading, address, actors) if ray else run.here(loading)
+
+
+def _given(*names: object) -> list[Path]:
+    """The files that other options name: tables, prompts, lists."""
+    lists = [name for name in names if isinstance(name, list)]
+    listed = [Path(word[1:]) for words in lists for word in words if word.startswith("@")]
+    return [*(name for name in names if isinstance(name, Path)), *listed]
 
 
 def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[list[str], str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import sys
@@ -39,6 +40,7 @@ class Destination:
         output: a file; None is stdout, unless there are sidecars.
         out_dir: for sidecars, None is beside the pictures.
         suffix: of sidecars; None is no sidecars.
+        json: JSON lines on a terminal too.
     """
 
     output: Path | None
@@ -46,6 +48,7 @@ class Destination:
     suffix: str | None
     mode: Mode
     accept_changes: bool
+    json: bool = False
 
     @property
     def sidecars(self) -> Sidecars | None:
@@ -119,7 +122,7 @@ class CaptionRun:
             if to.mode != "skip":
                 hint = f"-o FILE or --sidecar, as in the run before --{to.mode}"
                 raise InputError(f"--{to.mode} needs a file of captions", hint=hint)
-            yield Stream(self.out.line)
+            yield Stream(self._show if sys.stdout.isatty() and not to.json else self.out.line)
             return
         files = find_model(model.path, model.mmproj)
         settings = dict(self.options.settings(files.text, files.mmproj))
@@ -131,6 +134,13 @@ class CaptionRun:
             for note in ledger.notes:
                 self.out.note(note)
             yield ledger
+
+    def _show(self, line: str) -> None:
+        """A record for people: the path and the caption; errors are on stderr already."""
+        record = json.loads(line)
+        for text in record.get("captions") or [record["caption"]]:
+            if text is not None:
+                self.out.line(f"{record['path']}: {text}")
 
     def _drive(self, book: Book) -> int:
         # A bar would stand in the way of records on the same terminal, which show by themselves how it goes.
@@ -159,7 +169,7 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         if not stop.soon:
-            out.note("finishing the pictures in flight; once more stops at once")
+            out.note("finishing the pictures in flight; Ctrl-C again stops at once")
         stop.request()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -220,15 +230,15 @@ class Report:
         tally = self._tally
         parts = [f"{tally.done} captioned"]
         if tally.copied:
-            parts[0] += f" ({tally.copied} by an equal picture's caption)"
+            parts[0] += f" ({tally.copied} copied from an equal picture)"
         if tally.failed:
             parts.append(f"{tally.failed} failed")
         if tally.skipped:
-            parts.append(f"{tally.skipped} were done before")
+            parts.append(f"{tally.skipped} done before")
         if tally.failed_before:
-            parts.append(f"{tally.failed_before} of them failed then (--retry-errors tries them again)")
+            parts.append(f"{tally.failed_before} of them had failed (--retry-errors tries them again)")
         if tally.interrupted:
-            how = "the same command goes on" if self._resumes else "-o FILE would let a run go on"
-            parts.append(f"interrupted with {tally.left} left: {how}")
+            resume = "run the same command to resume" if self._resumes else "-o FILE makes a run resumable"
+            parts.append(f"interrupted, {tally.left} left; {resume}")
         words = f"{', '.join(parts)}; {human_seconds(time.monotonic() - self._started)}"
         return f"{words}, {human_rate(self._rate())}" if tally.done else words

@@ -60,8 +60,9 @@ def imatrix(
     """Calibrate on pictures, for convert --imatrix.
 
     llama-quantize reads the file too. Pictures calibrate the image encoder and the decoder, text the decoder
-    alone. If it is interrupted, the same command goes on where it was.
+    alone. After an interruption, run the same command again to resume.
     """
+    from qvl.cli.inputs import refuse_input
     from qvl.runtime.errors import InputError
     from qvl.runtime.find import find_model
     from qvl.runtime.measure.calibrate import Plan, calibrate
@@ -84,9 +85,12 @@ def imatrix(
         head=head,
         products=not squares_only,
     )
+    files = find_model(model, mmproj)
+    read = [files.text, files.mmproj, text, prompts, *(s.image for s in plan.samples)]
+    refuse_input(out_file, [Path(path) for path in read if path is not None])
     with out.progress("calibrating", unit="prompts") as progress:
         made = calibrate(
-            find_model(model, mmproj),
+            files,
             plan,
             out_file,
             device=device,

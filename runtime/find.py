@@ -80,7 +80,7 @@ def _parted(path: str | Path) -> tuple[Path, str]:
 
 
 def _of_type(texts: Sequence[Path], folder: Path, kind: str) -> Path:
-    found = [p for p in texts if re.search(rf"[-._]{re.escape(kind)}(?=[-._])", p.name, re.IGNORECASE)]
+    found = [p for p in texts if re.search(rf"[-._]{re.escape(kind)}(?=[-.])", p.name, re.IGNORECASE)]
     if not found:
         names = ", ".join(p.name for p in texts) or "none"
         raise InputError(f"{folder}: no model file of type {kind}, found {names}")

@@ -100,7 +100,7 @@ def test_failures_are_records_and_exit_1(qvl: Qvl, photos: Path, tmp_path: Path)
     assert isinstance(records[str(photos / "1.png")]["caption"], str)
     again = qvl("bad.png", photos / "1.png", "gone.png", "-o", "out.jsonl")
     assert again.returncode == 1
-    assert "3 were done before, 2 of them failed then" in again.stderr
+    assert "3 done before, 2 of them had failed" in again.stderr
 
 
 def test_lists_csv_and_mirrored_sidecars(qvl: Qvl, photos: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_a_good_file(qvl: Qvl, start: Start, tmp_path: Path, times
         time.sleep(0.02)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "run the same command to resume" in said
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     assert 3 <= len([json.loads(line) for line in lines]) < 150
     assert second.returncode == 1
@@ -198,7 +198,7 @@ def test_a_full_disk_stops_the_run_and_space_resumes_it(
     assert (tmp_path / "out.jsonl").stat().st_size < 1500
     again = qvl(photos, "-o", "out.jsonl", "--parallel", "1")
     assert again.returncode == 0
-    assert f"{6 - n} captioned, {n} were done before" in again.stderr
+    assert f"{6 - n} captioned, {n} done before" in again.stderr
 
 
 def test_without_a_terminal_there_is_a_line_a_minute(
@@ -218,7 +218,7 @@ def test_without_a_terminal_there_is_a_line_a_minute(
 
 
 def test_records_on_a_terminal_are_whole_lines(flags: list[str], photos: Path) -> None:
-    command = [sys.executable, "-m", "qvl.cli", "caption", str(photos / "1.png"), *flags]
+    command = [sys.executable, "-m", "qvl.cli", "caption", "--json", str(photos / "1.png"), *flags]
     with Terminal(command, {"COLUMNS": "40"}) as terminal:
         assert terminal.exit_code() == 0
     (record,) = (line for line in terminal.text.splitlines() if line.startswith("{"))
@@ -241,8 +241,34 @@ def test_what_takes_long_is_said() -> None:
     assert activity.words() == ""
 
 
-@pytest.mark.parametrize(("resumes", "words"), [(True, "the same command goes on"), (False, "-o FILE")])
+@pytest.mark.parametrize(("resumes", "words"), [(True, "run the same command to resume"), (False, "-o FILE")])
 def test_an_interrupted_run_says_what_to_do(resumes: bool, words: str) -> None:
     """What went to stdout is not remembered: the same command would begin anew."""
     summary = Report(Output(), Tally(total=3, done=1, interrupted=True), resumes=resumes).summary()
-    assert "interrupted with 2 left" in summary and words in summary
+    assert "interrupted, 2 left" in summary and words in summary
+
+
+def test_on_a_terminal_a_caption_has_its_path(photos: Path) -> None:
+    one = sorted(photos.glob("*.png"))[0]
+    command = [sys.executable, "-m", "qvl.cli", "caption", "-q", str(one), "-n", "2", "-t", "1"]
+    for extra, expected in (([], rf"\n?{re.escape(str(one))}: \S"), (["--json"], r'\{"path": ')):
+        with Terminal([*command, *extra]) as terminal:
+            terminal.expect(expected)
+            assert terminal.exit_code() == 0
+
+
+def test_results_never_go_over_what_is_read(qvl: Qvl, photos: Path, tmp_path: Path) -> None:
+    one = sorted(photos.glob("*.png"))[0]
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{one}\n")
+    before = one.read_bytes()
+    for target in (one, listed):
+        for mode in ([], ["--overwrite"]):
+            done = qvl(f"@{listed}", "-o", str(target), *mode)
+            assert done.returncode == 1 and "is read by this command" in done.stderr
+    assert one.read_bytes() == before and listed.read_text() == f"{one}\n"
+
+
+def test_equal_samples_are_said(qvl: Qvl, photos: Path) -> None:
+    done = qvl(sorted(photos.glob("*.png"))[0], "--samples", "2", "--temp", "0", "-n", "2")
+    assert "the 2 samples of a picture are equal" in done.stderr

@@ -78,3 +78,16 @@ def test_models_lists_what_was_used(
     assert run(["models"]) == 0
     out = capsys.readouterr().out
     assert tiny_model.text.name in out and "on this machine" in out and "Qwen/Qwen2-VL-2B-Instruct" in out
+
+
+def test_an_importance_matrix_goes_over_no_input(
+    tiny_model: Converted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words to calibrate on\n")
+    before = tiny_model.mmproj.stat()
+    for target in (tiny_model.mmproj, tiny_model.text, text):
+        command = ["imatrix", "-o", str(target), "-m", str(tiny_model.text.parent), "--text", str(text)]
+        assert run([*command, "--force"]) == 1
+        assert "is read by this command" in capsys.readouterr().err
+    assert tiny_model.mmproj.stat() == before and text.read_text().startswith("some words")
