@@ -1,0 +1,1 @@
+"""`qvl serve`: OpenAI's HTTP API and a page over one engine. Needs the extra `serve`."""

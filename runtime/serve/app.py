@@ -1,0 +1,134 @@
+"""The application: routes, guards, the page, and the life of the model behind them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from qvl.runtime.engine.engine import Engine
+from qvl.runtime.model import Model
+from qvl.runtime.serve import chat, errors, info, responses
+from qvl.runtime.serve.guard import Guard
+from qvl.runtime.serve.options import ServeOptions
+from qvl.runtime.serve.state import State
+from qvl.runtime.serve.worker import Worker
+
+HERE: Final = Path(__file__).parent
+PATIENCE: Final = 10.0  # seconds that requests under way have at the end
+_N_BATCH: Final = 512
+
+
+def build(options: ServeOptions) -> FastAPI:
+    """The application without a model; `attach` gives it one. `/health` answers 503 until then."""
+    state = State(options)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if state.worker is not None:
+            state.worker.close(PATIENCE)
+
+    app = FastAPI(title="qvl", docs_url=None, redoc_url=None, lifespan=life, description=__doc__)
+    app.state.qvl = state
+    errors.install(app)
+    for router in (chat.router, responses.router, info.router):
+        app.include_router(router)
+    if options.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(options.cors), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Guard, options=options)
+    _pages(app)
+    return app
+
+
+def _pages(app: FastAPI) -> None:
+    app.mount("/page", StaticFiles(directory=HERE / "page"), name="page")
+    app.mount("/docs/static", StaticFiles(directory=HERE / "docs"), name="docs")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(HERE / "page" / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="qvl: API",
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="/page/icon.svg",
+        )
+
+
+def attach(app: FastAPI, model: Model, name: str) -> None:
+    """Serve a model from now on. The caller closes it after the application has ended."""
+    state: State = app.state.qvl
+    parallel = state.options.parallel
+    context = model.context(n_ctx=model.n_ctx, n_batch=_N_BATCH, n_seq_max=parallel)
+    state.name = name
+    state.model = model
+    state.worker = Worker(Engine(context, model.store), parallel, state.options.queue)
+
+
+def serve(
+    options: ServeOptions,
+    load: Callable[[], tuple[Model, str]],
+    *,
+    announce: Callable[[str], None],
+    failed: Callable[[BaseException], None],
+) -> None:
+    """Listen, load the model in a thread meanwhile, and serve until SIGINT or SIGTERM.
+
+    Args:
+        load: gives the model and its name; called in a thread.
+        announce: told the address to open, once the server listens.
+        failed: told why the model could not be loaded; the server then ends.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    import uvicorn
+
+    app = build(options)
+    config: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            timeout_graceful_shutdown=int(PATIENCE),
+            server_header=False,
+            **config,
+        )
+    )
+    loaded: list[Model] = []
+
+    def work() -> None:
+        try:
+            model, name = load()
+            loaded.append(model)
+            attach(app, model, name)
+        except BaseException as e:
+            failed(e)
+            server.should_exit = True
+
+    sockets = [server.config.bind_socket()]
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    announce(f"http://{host}:{sockets[0].getsockname()[1]}/")
+    thread = threading.Thread(target=work, name="qvl-load", daemon=True)
+    thread.start()
+    try:
+        server.run(sockets=sockets)
+    finally:
+        for model in loaded:
+            model.close()

@@ -1,0 +1,71 @@
+"""What all routes share: the model, its worker, the settings, the counters."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from qvl.runtime.serve.errors import ApiError
+from qvl.runtime.serve.metrics import Metrics
+from qvl.runtime.serve.options import ServeOptions
+from qvl.runtime.serve.worker import Worker
+
+if TYPE_CHECKING:
+    from qvl.runtime.model import Model
+
+_MOST_REPLIES: Final = 1024
+
+
+class Replies:
+    """Tokens of replies by their text, so that a next turn's prompt begins with the tokens that were sampled."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, text: str) -> Sequence[int] | None:
+        """The tokens that made a text; None if it is not known."""
+        with self._lock:
+            return self._found.get(text)
+
+    def keep(self, text: str, tokens: Sequence[int]) -> None:
+        """Remember a reply; the oldest goes when there are many."""
+        with self._lock:
+            self._found[text] = tuple(tokens)
+            self._found.move_to_end(text)
+            if len(self._found) > _MOST_REPLIES:
+                self._found.popitem(last=False)
+
+
+@dataclass
+class State:
+    """A running server.
+
+    Attributes:
+        model, worker: None until the model is loaded.
+        name: of the model, as clients see it.
+    """
+
+    options: ServeOptions
+    name: str = ""
+    model: Model | None = None
+    worker: Worker | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    replies: Replies = field(default_factory=Replies)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def ready(self) -> tuple[Model, Worker]:
+        """The model and its worker.
+
+        Raises:
+            ApiError: 503 while the model loads or the server stops.
+        """
+        if self.model is None or self.worker is None:
+            raise ApiError(503, "the model is loading", code="loading", retry_after=2)
+        if not self.worker.is_alive:
+            raise ApiError(503, "the server is stopping", code="stopping")
+        return self.model, self.worker
