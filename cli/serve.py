@@ -57,7 +57,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP.
 
-    The first line printed is the address of the page; programs that speak OpenAI's API use that address and /v1.
+    The first line printed is the address of the page. Programs that speak OpenAI's API use that address
+    with /v1 at its end.
     """
     try:
         from qvl.runtime.serve.app import serve as run

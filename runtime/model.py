@@ -205,6 +205,11 @@ class Model:
         """A bare context on the decoder; options are those of `Context`. The caller closes it."""
         return Context(self.text, n_ctx=n_ctx, threads=self.threads, kv_type=self._kv_type, **options)
 
+    @property
+    def store(self) -> EmbeddingStore:
+        """Units and embeddings of pictures and videos; any thread may use it."""
+        return self._store
+
     def embedder(self) -> EmbeddingStore:
         """What makes embeddings of prepared pictures and keeps none; for an `Engine` on a context.
 

@@ -53,17 +53,25 @@ def known_pace(
         path: the JSON file that keeps it; by default beside the embeddings.
         announce: called before something is measured.
     """
-    path = path or _default_path()
-    key = _key(model)
-    kept = _read(path)
-    with suppress(TypeError, ValueError):
-        pace = Pace(**kept[key]) if key in kept else None
-        if pace is not None and pace.patches > 0 and pace.encode_seconds > 0 <= pace.token_seconds:
-            return pace
+    pace = stored_pace(model, path)
+    if pace is not None:
+        return pace
     announce()
     pace = measure_pace(model)
     keep_pace(model, pace, path)
     return pace
+
+
+def stored_pace(model: Model, path: Path | None = None) -> Pace | None:
+    """What was measured before of these files on these devices with so many threads; None if nothing was."""
+    kept = _read(path or _default_path()).get(_key(model))
+    if not isinstance(kept, dict):
+        return None
+    with suppress(TypeError, ValueError):
+        pace = Pace(**kept)
+        if pace.patches > 0 and pace.encode_seconds > 0 <= pace.token_seconds:
+            return pace
+    return None
 
 
 def keep_pace(model: Model, pace: Pace, path: Path | None = None) -> None:

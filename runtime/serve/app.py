@@ -36,6 +36,7 @@ def build(options: ServeOptions) -> FastAPI:
         yield
         if state.worker is not None:
             state.worker.close(PATIENCE)
+        state.uploads.close()
 
     app = FastAPI(title="qvl", docs_url=None, redoc_url=None, lifespan=life, description=__doc__)
     app.state.qvl = state
@@ -52,8 +53,8 @@ def build(options: ServeOptions) -> FastAPI:
 
 
 def _pages(app: FastAPI) -> None:
-    app.mount("/page", StaticFiles(directory=HERE / "page"), name="page")
-    app.mount("/docs/static", StaticFiles(directory=HERE / "docs"), name="docs")
+    app.mount("/page", StaticFiles(directory=HERE / "page", follow_symlink=True), name="page")
+    app.mount("/docs/static", StaticFiles(directory=HERE / "docs", follow_symlink=True), name="docs")
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

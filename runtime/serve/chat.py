@@ -25,9 +25,9 @@ router = APIRouter()
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation with pictures and videos.
 
-    Beside OpenAI's fields, each choice carries `boxes` (in pixels of the picture as it was sent: `label`, `box`,
-    `quad` or `point`, `picture` counted from 1, and the `text` that it was read from), and `raw` where the model
-    wrote other text than is shown. `return_progress` streams what a request waits for.
+    Beside OpenAI's fields, each choice carries `boxes` (in pixels of the picture as it was sent: `label`,
+    `box`, `quad` or `point`, `picture` counted from 1, and the `text` that it was read from), and `raw` where
+    the model wrote other text than is shown. `return_progress` streams what a request waits for.
     """
     state: State = request.app.state.qvl
     generation = Generation(state, body)

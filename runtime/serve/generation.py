@@ -1,4 +1,4 @@
-"""A reply as the event loop sees it: text, boxes and tool calls of each choice, progress, and what it cost."""
+"""A reply as the event loop sees it: text, boxes and tool calls of each choice, progress, usage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from qvl.runtime.engine.reply import TokenLogprob
-from qvl.runtime.grounding.box import Event
+from qvl.runtime.grounding.box import SCALE, Box, Event
+from qvl.runtime.grounding.mention import picture_of
+from qvl.runtime.grounding.tags import GroundingParser
 from qvl.runtime.model import Model
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.prompt import Prepared, prepare
 from qvl.runtime.serve.schemas import ChatRequest
 from qvl.runtime.serve.state import State
 from qvl.runtime.serve.tools import Call, ToolParser
-from qvl.runtime.serve.worker import QueueFull, Ticket
+from qvl.runtime.serve.worker import QueueFull, Ticket, Update
 
 _PREPARING = asyncio.Semaphore(4)  # prompts whose pictures are decoded at the same time
 
@@ -61,7 +63,9 @@ class Choice:
 
     def __init__(self, index: int, model: Model, prepared: Prepared) -> None:
         self._index = index
-        self._boxes = model.grounding(prepared.sizes, prepared.question)
+        self._pictures = [size for size in prepared.sizes if size is not None]
+        self._question = prepared.question
+        self._boxes = GroundingParser(choose=self._where)
         self._tools = ToolParser() if prepared.tools else None
         self._raw: list[str] = []
         self._shown: list[str] = []
@@ -95,17 +99,25 @@ class Choice:
             events += self._boxes.finish()
         shown = "".join(event.text for event in events)
         self._shown.append(shown)
-        boxes = tuple(_box(event) for event in events if event.box is not None)
+        boxes = tuple(self._box(event.box, event.text) for event in events if event.box is not None)
         finish = raw = None
         if reason is not None:
             finish = "tool_calls" if self._called else "length" if reason == "length" else "stop"
             raw = self.raw if self.raw != "".join(self._shown) else None
         return Delta(self._index, shown, boxes, calls, logprobs, finish, raw)
 
+    def _where(self, reply: str) -> tuple[int, tuple[int, int]] | None:
+        """The picture that the next box is in: its number and size."""
+        if not self._pictures:
+            return None
+        names = [f"\0{i}" for i in range(len(self._pictures))]  # sent without names
+        number = picture_of(reply, self._question, names)
+        return number, self._pictures[number - 1]
 
-def _box(event: Event) -> dict[str, Any]:
-    assert event.box is not None
-    return {**event.pixels(), "text": event.text.strip()}
+    def _box(self, box: Box, text: str) -> dict[str, Any]:
+        size = (SCALE, SCALE) if box.picture is None else self._pictures[box.picture - 1]
+        picture = {} if box.picture is None else {"picture": box.picture}
+        return {**box.json(*size), **picture, "text": text.strip()}
 
 
 @dataclass
@@ -140,6 +152,8 @@ class Generation:
         except QueueFull:
             for sampler in self._prepared.request.samplers:
                 sampler.close()
+            for path in self._prepared.uploads:
+                self.state.uploads.release(path)
             raise self._busy() from None
 
     def _busy(self) -> ApiError:
@@ -152,7 +166,7 @@ class Generation:
         assert ticket is not None and prepared is not None
         model, _ = self.state.ready()
         choices = [Choice(i, model, prepared) for i in range(len(prepared.seeds))]
-        first = True
+        first, told = True, None
         try:
             while True:
                 update = await ticket.updates.get()
@@ -170,12 +184,14 @@ class Generation:
                 if update.done:
                     self._remember(choices)
                     return
-                if update.position is not None:
-                    yield Progress("queue", position=update.position)
-                elif update.stage is not None:
-                    yield Progress(*update.stage)
+                found = _progress(update)
+                if found is not None and found != told:
+                    yield found
+                told = found
         finally:
             ticket.cancel()
+            for path in prepared.uploads:
+                self.state.uploads.release(path)
             self._count(ticket, prepared)
 
     def _remember(self, choices: Sequence[Choice]) -> None:
@@ -215,6 +231,12 @@ class Generation:
             metrics.tokens.labels(kind).inc(n)
         for kind in ("encode", "prefill", "generate"):
             metrics.seconds.labels(kind).inc(getattr(job, f"{kind}_seconds"))
+
+
+def _progress(update: Update) -> Progress | None:
+    if update.position is not None:
+        return Progress("queue", position=update.position)
+    return None if update.stage is None else Progress(*update.stage)
 
 
 def _rate(n: int, seconds: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qvl.runtime.serve.errors import ApiError, response_of
@@ -57,7 +58,12 @@ class Guard:
         if not length.isdecimal() or int(length) > self._options.max_body_bytes:
             raise _too_large(self._options)
         key, path = self._options.api_key, scope["path"]
-        if key is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIXES) or _is_preflight(scope, headers):
+        if (
+            key is None
+            or path in OPEN_PATHS
+            or path.startswith(OPEN_PREFIXES)
+            or _is_preflight(scope, headers)
+        ):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given = given if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -74,7 +80,8 @@ class Guard:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > self._options.max_body_bytes:
-                    raise _too_large(self._options)
+                    # FastAPI passes on this kind alone from the reading of a body
+                    raise HTTPException(413, str(_too_large(self._options)))
             return message
 
         return bounded

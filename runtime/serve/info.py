@@ -78,7 +78,7 @@ async def vision_cost(body: CostRequest, request: Request) -> Response:
 
 def _cost(model: Model, body: CostRequest) -> dict[str, Any]:
     from qvl.runtime.detail.cost import cost
-    from qvl.runtime.detail.pace import estimated_pace
+    from qvl.runtime.detail.pace import stored_pace
 
     vision = model.vision
     preprocessor = vision.preprocessor
@@ -86,7 +86,7 @@ def _cost(model: Model, body: CostRequest) -> dict[str, Any]:
     if high is not None:
         low = min(high, preprocessor.min_pixels)
         preprocessor = preprocessor.with_pixels(low, high)
-    found = cost(preprocessor, body.width, body.height, vision.config, estimated_pace(model))
+    found = cost(preprocessor, body.width, body.height, vision.config, stored_pace(model))
     steps = 1
     if body.kind == "video":
         steps = max(1, round(body.duration or 0))  # two frames a second, two frames to a step

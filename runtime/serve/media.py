@@ -1,4 +1,4 @@
-"""Pictures and videos out of requests: data: URLs, base64, and file:// below one folder. Nothing is fetched."""
+"""Reads pictures and videos of requests: data: URLs, base64, file:// below one folder. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def read_url(url: str, options: ServeOptions, where: str) -> bytes | Path:
     """The bytes of a data: URL, or the path that a file:// address names.
 
     Raises:
-        ApiError: 400 for another kind of address, a path outside the media folder, damaged base64; 413 for more
-            than `options.max_media_bytes`.
+        ApiError: 400 for another kind of address, a path outside the media folder, damaged base64; 413 for
+            more than `options.max_media_bytes`.
     """
     if url.startswith("data:"):
         head, comma, body = url.partition(",")
@@ -56,7 +56,7 @@ def _bounded(data: bytes, options: ServeOptions, where: str) -> bytes:
 
 
 def _local(url: str, options: ServeOptions, where: str) -> Path:
-    """A file below the media folder, links resolved; what lies outside is not told apart from what is missing."""
+    """A file below the media folder, links resolved; outside and missing give the same answer."""
     missing = ApiError(400, f"{where}: no such file in the server's media folder", param=where)
     if options.media_path is None:
         raise ApiError(400, f"{where}: this server reads no local files", code="unsupported_url", param=where)
@@ -66,7 +66,9 @@ def _local(url: str, options: ServeOptions, where: str) -> Path:
     root = options.media_path.resolve()
     try:
         named = Path(url2pathname(parts.path))
-        path = (named if named.is_absolute() and named.is_relative_to(root) else root / str(named).lstrip("/\\"))
+        path = (
+            named if named.is_absolute() and named.is_relative_to(root) else root / str(named).lstrip("/\\")
+        )
         path = path.resolve(strict=True)
     except (OSError, ValueError, RuntimeError):
         raise missing from None

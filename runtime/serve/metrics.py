@@ -16,9 +16,14 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens by kind: prompt, cached, image, completion", ("kind",))
         self.waiting = Gauge("qvl_requests_active", "Requests waiting or under way", registry=self.registry)
         self.first_token = Histogram(
-            "qvl_first_token_seconds", "From a request to its first token", buckets=SECONDS, registry=self.registry
+            "qvl_first_token_seconds",
+            "From a request to its first token",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.seconds = self._counter("seconds", "Seconds by kind of work: encode, prefill, generate", ("kind",))
+        self.seconds = self._counter(
+            "seconds", "Seconds by kind of work: encode, prefill, generate", ("kind",)
+        )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(f"qvl_{name}", text, labels, registry=self.registry)

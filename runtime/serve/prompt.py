@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,9 @@ from qvl.runtime.llama.sampler import Sampler
 from qvl.runtime.model import Model
 from qvl.runtime.serve import media
 from qvl.runtime.serve.errors import ApiError
-from qvl.runtime.serve.options import ServeOptions
 from qvl.runtime.serve.schemas import ChatMessage, ChatRequest, NamedTool, Part, ResponseFormat, Url
 from qvl.runtime.serve.state import State
-from qvl.runtime.vision.image import size_of
+from qvl.runtime.vision.image import open_picture
 
 DEFAULT_TOKENS: Final = 1024
 LOW_TOKENS: Final = 256  # of a picture with detail "low"
@@ -37,6 +37,7 @@ class Prepared:
         image_tokens: of the prompt.
         seeds: of each reply.
         tools: whether the reply may hold tool calls.
+        uploads: files of videos, to be released at the end.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class Prepared:
     image_tokens: int
     seeds: tuple[int, ...]
     tools: bool
+    uploads: tuple[Path, ...] = ()
 
 
 def prepare(state: State, body: ChatRequest) -> Prepared:
@@ -54,10 +56,21 @@ def prepare(state: State, body: ChatRequest) -> Prepared:
         ApiError, QvlError: something in the request cannot be used.
     """
     model, _ = state.ready()
-    reader = _Reader(model, state.options, body)
+    reader = _Reader(model, state, body)
+    try:
+        return _prepare(state, body, model, reader)
+    except BaseException:
+        for path in reader.uploads:
+            state.uploads.release(path)
+        raise
+
+
+def _prepare(state: State, body: ChatRequest, model: Model, reader: _Reader) -> Prepared:
     messages = [reader.message(i, message) for i, message in enumerate(body.messages)]
     tools = _tools(body)
-    chunks = model.template.render(messages, replies=state.replies.get, **({"tools": tools} if tools else {}))
+    if tools:
+        raise ApiError(400, "this model's template has no tools", param="tools")
+    chunks = model.template.render(messages, replies=state.replies.get)
     units = model.store.units(chunks)
     prompt = n_cells(units)
     most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
@@ -70,7 +83,9 @@ def prepare(state: State, body: ChatRequest) -> Prepared:
             param="messages",
         )
     if body.n > state.options.parallel:
-        raise ApiError(400, f"n is {body.n}, expected at most {state.options.parallel} on this server", param="n")
+        raise ApiError(
+            400, f"n is {body.n}, expected at most {state.options.parallel} on this server", param="n"
+        )
     sampling = model.sampling.override(
         temperature=body.temperature,
         top_k=body.top_k,
@@ -102,15 +117,18 @@ def prepare(state: State, body: ChatRequest) -> Prepared:
         n_vision_cells(pictures),
         seeds,
         bool(tools),
+        tuple(reader.uploads),
     )
 
 
 class _Reader:
     """Messages in OpenAI's shape to those of `ChatTemplate.render`."""
 
-    def __init__(self, model: Model, options: ServeOptions, body: ChatRequest) -> None:
-        self._model, self._options, self._body = model, options, body
+    def __init__(self, model: Model, state: State, body: ChatRequest) -> None:
+        self._model, self._options, self._body = model, state.options, body
+        self._store = state.uploads
         self._count = 0
+        self.uploads: list[Path] = []
         self.sizes: list[tuple[int, int] | None] = []
         self.question = ""
 
@@ -144,21 +162,26 @@ class _Reader:
             raise ApiError(400, f"{where}: {part.type} is missing", param=where)
         url = Url(url=given) if isinstance(given, str) else given
         source = media.read_url(url.url, self._options, where)
-        return self._video(source, part) if part.type == "video_url" else self._image(source, part, url.detail)
+        return (
+            self._video(source, part) if part.type == "video_url" else self._image(source, part, url.detail)
+        )
 
     def _video(self, source: bytes | Path, part: Part) -> dict[str, Any]:
         self.sizes.append(None)
+        if isinstance(source, bytes):
+            source = self._store.take(source)
+            self.uploads.append(source)
         bounds = self._bounds(part)
         fps = {} if part.fps is None else {"fps": part.fps}
-        return {"type": "video", "video": source, **bounds, **fps}
+        return {"type": "video", "video": str(source), **bounds, **fps}
 
     def _image(self, source: bytes | Path, part: Part, detail: str | None) -> dict[str, Any]:
-        self.sizes.append(size_of(source))
+        self.sizes.append(open_picture(source).size)
         bounds = self._bounds(part)
         if detail == "low" and "max_pixels" not in bounds:
             preprocessor = self._model.vision.preprocessor
             bounds["max_pixels"] = max(LOW_TOKENS * preprocessor.factor**2, preprocessor.min_pixels)
-        return {"type": "image", "image": source, **bounds}
+        return {"type": "image", "image": source if isinstance(source, bytes) else str(source), **bounds}
 
     def _bounds(self, part: Part) -> dict[str, int]:
         preprocessor = self._model.vision.preprocessor
@@ -234,6 +257,5 @@ def _calls_grammar(tools: Sequence[dict[str, Any]]) -> str:
         grammar = schema_to_grammar({"anyOf": one})
     except InputError as e:
         raise ApiError(400, f"tools: {e.message}", param="tools") from e
-    lines = grammar.splitlines()
-    renamed = [line.replace("root ::=", "call ::=", 1) if line.startswith("root ::=") else line for line in lines]
-    return "\n".join(['root ::= "<tool_call>\\n" call "\\n</tool_call>"', *renamed]) + "\n"
+    renamed = re.sub(r"^root ::=", "call ::=", grammar, flags=re.MULTILINE)
+    return f'root ::= "<tool_call>\\n" call "\\n</tool_call>"\n{renamed}'

@@ -32,7 +32,7 @@ router = APIRouter()
 
 @router.post("/v1/responses", responses=ERRORS, tags=["OpenAI"])
 async def responses(body: ResponsesRequest, request: Request) -> Response:
-    """Answer one input. Nothing is stored: `previous_response_id` is not known; send the whole conversation."""
+    """Answer one input. Nothing is stored: send the whole conversation, not `previous_response_id`."""
     state: State = request.app.state.qvl
     generation = Generation(state, _as_chat(body))
     await generation.begin()

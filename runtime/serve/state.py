@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.metrics import Metrics
 from qvl.runtime.serve.options import ServeOptions
+from qvl.runtime.serve.uploads import Uploads
 from qvl.runtime.serve.worker import Worker
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _MOST_REPLIES: Final = 1024
 
 
 class Replies:
-    """Tokens of replies by their text, so that a next turn's prompt begins with the tokens that were sampled."""
+    """Tokens of replies by their text, so that the next turn's prompt begins with the same tokens."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[str, tuple[int, ...]] = OrderedDict()
@@ -56,6 +57,7 @@ class State:
     worker: Worker | None = None
     metrics: Metrics = field(default_factory=Metrics)
     replies: Replies = field(default_factory=Replies)
+    uploads: Uploads = field(default_factory=Uploads)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def ready(self) -> tuple[Model, Worker]:

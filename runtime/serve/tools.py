@@ -1,4 +1,4 @@
-"""Tool calls in a reply: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Qwen's templates ask for them."""
+"""Tool calls in a reply, in the form of Qwen's templates: `<tool_call>{"name": …, …}</tool_call>`."""
 
 from __future__ import annotations
 

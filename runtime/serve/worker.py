@@ -178,9 +178,11 @@ class Worker:
                 if sample.reason is not None and i not in ticket.over
             )
             ticket.over.update(i for i, _ in ended)
-            position = None if job.started or job.done else waiting
+            stage = ticket.told[0]
+            while job.progress:
+                stage = job.progress.popleft()
+            position = waiting if stage is None and not (job.started or job.done) else None
             waiting += position is not None
-            stage = job.stage if job.started and not any(s.tokens for s in job.samples) else None
             news = (stage, position)
             if pieces or ended or job.done or news != ticket.told:
                 ticket.told = news

@@ -1,0 +1,196 @@
+"""What OpenAI's own client gets of the server."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from support.server import Running, asked, data_url, picture
+
+STAR = "A small red star at the top."
+BOX = [94, 12, 126, 47]  # of the red star in one.png, as models/samples/answers.json has it
+
+
+def ask(client: openai.OpenAI, *messages: Any, **options: Any) -> Any:
+    return client.chat.completions.create(model="nano", messages=list(messages), temperature=0, **options)
+
+
+def test_a_picture_is_described(client: openai.OpenAI) -> None:
+    reply = ask(client, asked("Describe this image.", "one.png"))
+    assert reply.choices[0].message.content == STAR
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert reply.usage.prompt_tokens_details.image_tokens == 35
+
+
+def test_a_stream_gives_the_same_text_and_its_usage(client: openai.OpenAI) -> None:
+    chunks = list(
+        ask(client, asked("Describe this image.", "one.png"), stream=True,
+            stream_options={"include_usage": True})
+    )  # fmt: skip
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == STAR
+    assert [c.usage is not None for c in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_boxes_are_in_pixels_of_the_picture_as_sent(client: openai.OpenAI, stream: bool) -> None:
+    reply = ask(client, asked("Find the red star.", "one.png"), stream=stream)
+    if stream:
+        found = [
+            box
+            for chunk in reply
+            for choice in chunk.choices
+            for box in (choice.model_extra or {}).get("boxes", [])
+        ]
+    else:
+        found = reply.choices[0].boxes
+        assert reply.choices[0].raw.startswith("<|object_ref_start|>")
+    assert [(box["label"], box["picture"]) for box in found] == [("red star", 1)]
+    assert max(abs(a - b) for a, b in zip(found[0]["box"], BOX, strict=True)) <= 8
+
+
+def test_several_pictures_and_detail(client: openai.OpenAI) -> None:
+    low = {"type": "image_url", "image_url": {"url": data_url("wide.png"), "detail": "low"}}
+    message = {"role": "user", "content": [picture("one.png"), low, {"type": "text", "text": "Describe."}]}
+    reply = ask(client, message, max_tokens=4)
+    assert reply.usage.prompt_tokens_details.image_tokens > 35
+    smaller = ask(
+        client, asked("Describe this image.", "one.png"), max_tokens=2, extra_body={"max_pixels": 10000}
+    )
+    assert smaller.usage.prompt_tokens_details.image_tokens < 35
+
+
+def test_a_video_as_data(client: openai.OpenAI) -> None:
+    video = {"type": "video_url", "video_url": {"url": data_url("order.avi", "video/x-msvideo")}}
+    message = {"role": "user", "content": [video, {"type": "text", "text": "Describe this video."}]}
+    assert len(ask(client, message).choices[0].message.content) > 10
+
+
+def test_a_second_turn_finds_the_first_cached(client: openai.OpenAI) -> None:
+    first = asked("Describe this image.", "tall.png")
+    reply = ask(client, first)
+    said = {"role": "assistant", "content": reply.choices[0].message.content}
+    turn = ask(client, first, said, {"role": "user", "content": "What color is the cross?"})
+    known = reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert turn.usage.prompt_tokens_details.cached_tokens >= known
+
+
+def test_n_seed_and_logprobs(client: openai.OpenAI) -> None:
+    def texts(seed: int) -> list[str]:
+        messages: Any = [asked("Describe this image.", "one.png")]
+        reply = client.chat.completions.create(
+            model="nano", messages=messages, n=3, seed=seed, temperature=1.5, max_tokens=12
+        )
+        return [choice.message.content for choice in reply.choices]
+
+    assert texts(7) == texts(7)
+    reply = ask(client, asked("Describe this image.", "one.png"), logprobs=True, top_logprobs=3)
+    content = reply.choices[0].logprobs.content
+    assert b"".join(bytes(each.bytes) for each in content).decode() == STAR
+    for each in content:
+        assert len(each.top_logprobs) == 3
+        assert each.logprob == pytest.approx(each.top_logprobs[0].logprob)  # greedy takes the likeliest
+
+
+def test_stop_and_length(client: openai.OpenAI) -> None:
+    reply = ask(client, asked("Describe this image.", "one.png"), stop=[" red"])
+    assert reply.choices[0].message.content == "A small" and reply.choices[0].finish_reason == "stop"
+    short = ask(client, asked("Describe this image.", "one.png"), max_completion_tokens=2)
+    assert short.choices[0].finish_reason == "length" and short.usage.completion_tokens == 2
+
+
+def test_replies_in_json(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "blue"]}},
+        "required": ["color"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "color", "schema": schema}}
+    reply = ask(client, asked("What color is the star?", "one.png"), response_format=form)
+    assert json.loads(reply.choices[0].message.content)["color"] in ("red", "blue")
+    free = ask(client, asked("Describe.", "one.png"), response_format={"type": "json_object"}, max_tokens=64)
+    if free.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(free.choices[0].message.content), dict)
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    content = [
+        {"type": "input_image", "image_url": data_url("one.png")},
+        {"type": "input_text", "text": "Describe this image."},
+    ]
+    given: Any = [{"role": "user", "content": content}]
+    reply = client.responses.create(model="nano", input=given, temperature=0)
+    assert reply.output_text == STAR and reply.status == "completed"
+    assert reply.usage is not None and reply.usage.output_tokens > 0
+    with client.responses.stream(model="nano", input=given, temperature=0) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        assert text == STAR and stream.get_final_response().output_text == STAR
+
+
+def test_models_and_health(client: openai.OpenAI, server: Running) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "nano"
+    assert model.architecture["input_modalities"] == ["text", "image", "video"]
+    assert client.models.retrieve("nano").id == "nano"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt")
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert "qvl_tokens_total" in httpx.get(f"{server.url}/metrics").text
+    assert "swagger" in httpx.get(f"{server.url}/docs").text
+
+
+def test_eight_clients_get_what_one_gets(client: openai.OpenAI) -> None:
+    names = ["one.png", "wide.png", "tall.png", "number.png"] * 2
+    alone = {
+        name: ask(client, asked("Describe this image.", name)).choices[0].message.content
+        for name in set(names)
+    }
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda name: ask(client, asked("Describe this image.", name)), names))
+    assert [r.choices[0].message.content for r in replies] == [alone[name] for name in names]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_its_slot(server: Running, stream: bool) -> None:
+    server.pause = 0.05
+    worker = server.state.worker
+    assert worker is not None
+    body = {"messages": [asked("Describe this image.", "one.png")], "stream": stream, "max_tokens": 500}
+    # a reply in JSON of a thousand numbers: long, whatever the model thinks of it
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
+    body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.Client(timeout=10) as http:
+        if stream:
+            with http.stream("POST", url, json=body) as response:
+                next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.TimeoutException):
+                http.post(url, json=body, timeout=1.0)
+    deadline = time.monotonic() + 1.0
+    while worker.n_active and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert worker.n_active == 0
+
+
+def test_beyond_the_queue_clients_are_told_when_to_come_back(server: Running) -> None:
+    server.pause = 0.1
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 30}
+
+    def post(_: int) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+    with ThreadPoolExecutor(20) as pool:
+        responses = list(pool.map(post, range(20)))
+    refused = [r for r in responses if r.status_code == 429]
+    assert refused and all(int(r.headers["Retry-After"]) > 0 for r in refused)
+    assert {r.status_code for r in responses} == {200, 429}
+    assert refused[0].json()["error"]["code"] == "queue_full"
