@@ -61,6 +61,7 @@ function draw() {
   const last = turns.length - 1;
   $("log").replaceChildren(...turns.map((_, i) => turnNode(turns, i, running ? [] : actions(i, last))));
   turns.forEach((turn, i) => turn.boxes?.length && drawReplyBoxes(turns, i));
+  $("log").scrollTop = $("log").scrollHeight;
   $("send").hidden = Boolean(running);
   $("stop").hidden = !running;
   const usage = turns.findLast((turn) => turn.usage)?.usage;
