@@ -22,7 +22,7 @@ from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prompts import Prompt, Prompts
 from qvl.runtime.errors import ImageError, QvlError
 from qvl.runtime.files import open_file
-from qvl.runtime.vision.image import open_image
+from qvl.runtime.vision.image import with_picture
 from qvl.runtime.vision.preprocess import Preprocessor
 from qvl.runtime.vision.video import VideoFrames, load_video
 
@@ -92,9 +92,9 @@ class Preparer:
         if item.kind == "video":
             video = self._video(item.path)
             return video.frames, (video.source_size[1], video.source_size[0])
-        picture = open_image(item.path)
-        height, width = picture.shape[:2]
-        return self.preprocessor.resize(picture)[None], (width, height)
+        return with_picture(
+            item.path, lambda picture: (self.preprocessor.resize(picture)[None], picture.size)
+        )
 
     def _video(self, path: str) -> VideoFrames:
         what = f"reading the frames of {Path(path).name}"

@@ -15,7 +15,8 @@ from PIL import Image
 from qvl.runtime.errors import ImageError, VideoError, shown
 from qvl.runtime.files import open_file
 from qvl.runtime.vision.clip import Clip
-from qvl.runtime.vision.image import HINTS, ImageSource, file_kind, open_picture
+from qvl.runtime.vision.filetype import HINTS, file_kind
+from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.preprocess import Picture
 
 VideoSource: TypeAlias = str | os.PathLike[str] | Sequence[ImageSource] | NDArray[np.uint8]

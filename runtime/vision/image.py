@@ -10,11 +10,15 @@ Every function here may be called from several threads at once.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import os
 import threading
 import warnings
-from typing import IO, TypeAlias
+from collections.abc import Callable
+from functools import lru_cache
+from typing import IO, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +26,10 @@ from PIL import Image, UnidentifiedImageError
 
 from qvl.runtime.errors import ImageError
 from qvl.runtime.files import open_file
+from qvl.runtime.vision import deep
+from qvl.runtime.vision.filetype import HEAD, HINTS, file_kind
+from qvl.runtime.vision.mend import ended_jpegs, mended_png
+from qvl.runtime.vision.pixels import note_alpha_bits, to_rgb
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """What stands for a picture: a path, an encoded file's bytes, a PIL image, or uint8 [h, w, 3]."""
@@ -42,50 +50,18 @@ _ORIENTATIONS = {  # EXIF 2.32, 4.6.4, tag 0x0112: how to turn the stored pictur
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-_KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, magic, what the file is
-    (0, b"%PDF", "a PDF document"),
-    (0, b"GGUF", "a GGUF model file"),
-    (0, b"PK\x03\x04", "a zip archive or office document"),
-    (0, b"\x1f\x8b", "gzip data"),
-    (0, b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (0, b"<svg", "an SVG drawing"),
-    (0, b"<!DOCTYPE html", "a web page"),
-    (0, b"<!doctype html", "a web page"),
-    (0, b"<html", "a web page"),
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (4, b"ftypheic", "a HEIC picture"),
-    (4, b"ftypheix", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIF picture"),
-    (4, b"ftypavif", "an AVIF picture"),
-    (4, b"ftyp", "an MP4 or QuickTime video"),
-    (0, b"\x89PNG", "a PNG picture"),
-    (0, b"\xff\xd8\xff", "a JPEG picture"),
-    (0, b"GIF8", "a GIF picture"),
-    (8, b"WEBP", "a WebP picture"),
-)
-HINTS = {  # for what is no picture, or none that this Pillow reads
-    "a HEIC picture": "install support for it: pip install 'qvl[heif]'",
-    "a HEIF picture": "install support for it: pip install 'qvl[heif]'",
-    "an AVIF picture": "install a Pillow that was built with AVIF (11.3 and later wheels are)",
-    "a PDF document": "save the page as a PNG first",
-    "an SVG drawing": "save the drawing as a PNG first",
-    "an MP4 or QuickTime video": "pass it as a video (`video`)",
-    "a Matroska or WebM video": "pass it as a video (`video`)",
-    "a Git LFS pointer, not the file itself": "run `git lfs pull`",
-    "a web page": "what was downloaded is a page, or an error: save the picture itself",
-    "an empty file": "it may not have been written or fetched to its end: save or fetch it anew",
-}
-
+# Pillow would run Ghostscript on the first two, or ask Windows; of the others it reads headers alone.
+_NOT_READ = frozenset(("EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS", "IPTC"))
+_LARGE = 1 << 24  # pixels; such pictures are decoded one at a time
 _EXPECTED = "a picture (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, …)"
 
 # Pillow would print on stderr for large pictures that are within our limit, and for damaged metadata, which
 # is no matter here. Appended, so that a filter set by the application still wins.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin", append=True)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
-_heif_lock = threading.Lock()
-_heif_state: bool | None = None
+_large_turn = threading.Lock()
+T = TypeVar("T")
 
 
 def image_name(source: ImageSource) -> str:
@@ -133,25 +109,62 @@ def open_picture(source: ImageSource, *, max_source_pixels: int = MAX_SOURCE_PIX
         ImageError: no such file, not a picture, damaged, empty, over `max_source_pixels`, or with an
             aspect ratio over 200.
     """
+    return with_picture(source, lambda picture: picture, max_source_pixels=max_source_pixels)
+
+
+def with_picture(
+    source: ImageSource,
+    use: Callable[[Image.Image], T],
+    *,
+    max_source_pixels: int = MAX_SOURCE_PIXELS,
+) -> T:
+    """Read a picture as `open_picture` does and give what `use` makes of it, say smaller.
+
+    Of large pictures one is in memory at a time, however many threads read them.
+    """
+    with _Turn() as turn:
+        return use(_open(source, max_source_pixels, turn))
+
+
+def _open(source: ImageSource, max_source_pixels: int, turn: _Turn) -> Image.Image:
     name = image_name(source)
     if isinstance(source, np.ndarray):
         _check_array(source, name, max_source_pixels)
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _decode(source, name, max_source_pixels)
+        return _decode(source, name, max_source_pixels, turn)
     if isinstance(source, bytes):
-        return _open_encoded(io.BytesIO(source), name, max_source_pixels)
+        return _open_encoded(io.BytesIO(source), name, max_source_pixels, turn)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
             f"{name} is no picture: expected a path, bytes, a PIL image, or a uint8 array [h, w, 3]"
         )
     try:
         with open_file(source) as file:
-            return _open_encoded(file, name, max_source_pixels)
+            return _open_encoded(file, name, max_source_pixels, turn)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if isinstance(error, ImageError):
             raise
         raise _unreadable(name, error) from error
+
+
+class _Turn:
+    """A thread's turn at large pictures, which it keeps to the end of the block."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __enter__(self) -> _Turn:
+        return self
+
+    def wait(self, n_pixels: int) -> None:
+        if n_pixels > _LARGE and not self._held:
+            _large_turn.acquire()
+            self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            _large_turn.release()
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
@@ -166,56 +179,93 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name}: cannot be read: {reason}")
 
 
-def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int) -> Image.Image:
+def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int, turn: _Turn) -> Image.Image:
     """Decode an encoded picture from a seekable binary file."""
-    _register_heif()
+    kind = file_kind(file.read(HEAD))
+    file.seek(0)
+    source, png = mended_png(file) if kind == "a PNG picture" else (file, None)
     try:
-        image = Image.open(file)
+        image = Image.open(source, formats=_formats())
+        note_alpha_bits(image, source)
+        misread = deep.is_misread(image, source, png)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{name}: its header promises more pixels than Pillow takes: {error}",
             hint="scale the picture down; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit",
         ) from error
     except UnidentifiedImageError as error:
+        if deep.may_be_decoded(kind, file):
+            return _decode_deep(file, name, kind, max_source_pixels, turn)
         raise _not_a_picture(file, name) from error
     except Exception as error:  # a plugin that trips over a hostile header raises anything
         raise ImageError(f"{name}: damaged picture header: {error}", hint="save the picture anew") from error
-    return _decode(image, name, max_source_pixels)
+    if misread:
+        return _decode_deep(source, name, kind, max_source_pixels, turn, _orientation(image))
+    try:
+        return _decode(image, name, max_source_pixels, turn)
+    except ImageError as error:
+        if kind == "a JPEG picture" and isinstance(error.__cause__, OSError):
+            return _without_end(file, error)
+        raise
 
 
-def file_kind(head: bytes) -> str:
-    """Say in words what a file is, from its first bytes (64 do): for errors about files of another kind."""
-    if not head:
-        return "an empty file"
-    kind = next((kind for at, magic, kind in _KINDS if head[at : at + len(magic)] == magic), None)
-    if kind is None:
-        is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
-        kind = "text" if is_text else f"a file that begins with {head[:8]!r}"
-    return kind
+def _without_end(file: IO[bytes], error: ImageError) -> Image.Image:
+    """A JPEG that Pillow calls truncated, if nothing but its end marker is missing; else that error."""
+    variants = ended_jpegs(file)
+    if not variants:
+        raise error
+    try:
+        first, *others = (Image.open(data, formats=("JPEG",)) for data in variants)
+        whole = all(other.tobytes() == first.tobytes() for other in others)
+    except (OSError, ValueError, SyntaxError):
+        raise error from None
+    if not whole:
+        raise error
+    return _turned(to_rgb(first), _orientation(first))
+
+
+def _decode_deep(
+    file: IO[bytes], name: str, kind: str, max_source_pixels: int, turn: _Turn, orientation: int = 1
+) -> Image.Image:
+    """Decode what Pillow does not read, or reads as other pixels, through FFmpeg."""
+    try:
+        width, height = deep.size_of(file)
+        _check_size(width, height, name, max_source_pixels)
+        turn.wait(width * height)
+        return _turned(to_rgb(deep.decode(file)), orientation)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{name}: does not fit into memory", hint="scale it down") from error
+    except Exception as error:  # OSError; ValueError of odd formats
+        raise ImageError(
+            f"{name}: {kind} of a kind that cannot be decoded, or damaged: {error}", hint=HINTS.get(kind)
+        ) from error
 
 
 def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     """Say what a file is that no decoder took."""
     file.seek(0)
-    head = file.read(512)
+    head = file.read(HEAD)
     kind = file_kind(head)
-    if kind in ("a PNG picture", "a JPEG picture", "a GIF picture"):
+    if kind in ("a PNG picture", "a JPEG picture", "a GIF picture", "a WebP picture"):
         return ImageError(f"{name}: {kind} that is damaged or cut short", hint="fetch or save it anew")
     hint = HINTS.get(kind, "its content is no picture, whatever its name says: name the picture itself")
+    if kind.endswith("picture") and not hint.startswith("install"):
+        return ImageError(f"{name}: {kind} of a kind that cannot be decoded, or damaged", hint=hint)
     if kind == "text":
         line = head.decode("utf-8", "replace").strip().partition("\n")[0].strip()
         kind = f"text that begins {line[:40]!r}" if line else "blank text"
     return ImageError(f"{name}: expected {_EXPECTED}, found {kind}", hint=hint)
 
 
-def _decode(image: Image.Image, name: str, max_source_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_source_pixels: int, turn: _Turn) -> Image.Image:
     """Check the header's size, decode, and turn upright. The image is not changed, only loaded."""
     _check_size(image.width, image.height, name, max_source_pixels)
+    turn.wait(image.width * image.height)
     try:
         image.load()
-        rgb = _to_rgb(image)
-        turn = _ORIENTATIONS.get(_orientation(image))
-        return rgb if turn is None else rgb.transpose(turn)
+        return _turned(to_rgb(image), _orientation(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: a part of it exceeds Pillow's pixel limit, {error}") from error
     except MemoryError as error:
@@ -231,6 +281,11 @@ def _decode(image: Image.Image, name: str, max_source_pixels: int) -> Image.Imag
         ) from error
 
 
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _ORIENTATIONS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) when there is none or it cannot be read.
 
@@ -240,41 +295,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF is no reason to refuse the pixels
         return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to mode RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _scaled_gray(image)
-    if image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image  # Pillow has no direct way from La
-        layer = straight.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _scaled_gray(image: Image.Image) -> Image.Image:
-    """Scale 16 bit, 32 bit and float grayscale to 8 bits.
-
-    The white point is 65535 where the format says 16 bits. For modes that do not say (I and F) it is the
-    smallest of 1 (floats only), 255 and 65535 that holds every sample; samples beyond, or below zero,
-    are stretched from their minimum to their maximum.
-    """
-    samples = np.asarray(image)
-    values = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = 0.0, 65535.0
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # PGM: Pillow scales to 65535
-        smallest, largest = float(values.min()), float(values.max())
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        fitting = [white for white in whites if largest <= white]
-        low, high = (0.0, fitting[0]) if fitting and smallest >= 0 else (smallest, largest)
-    values -= low
-    values *= 255.0 / max(high - low, 1e-30)
-    gray = np.rint(values).clip(0, 255).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int | float):  # PNG tRNS of a gray picture: one sample value
-        gray[samples == transparent] = 255
-    return Image.fromarray(gray).convert("RGB")
 
 
 def _check_array(array: NDArray[np.uint8], name: str, max_source_pixels: int) -> None:
@@ -304,17 +324,14 @@ def _check_size(width: int, height: int, name: str, max_source_pixels: int) -> N
         )
 
 
-def _register_heif() -> None:
-    """Teach Pillow HEIC, once, when the `heif` extra is installed."""
-    global _heif_state
-    if _heif_state is not None:
-        return
-    with _heif_lock:
-        if _heif_state is None:
-            try:
-                import pillow_heif
-            except ImportError:
-                _heif_state = False
-            else:
-                pillow_heif.register_heif_opener()
-                _heif_state = True
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """What Pillow may decode: all that it reads itself, HEIC and JPEG XL where their extras are installed."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # registers itself
+    return tuple(name for name in Image.ID if name not in _NOT_READ)

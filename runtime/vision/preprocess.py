@@ -31,6 +31,7 @@ Picture: TypeAlias = Image.Image | NDArray[np.uint8]
 # preprocessor_config.json of Qwen/Qwen2-VL-2B and its siblings
 MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = 16384 * 28 * 28
+_MOST_TOKENS = 1 << 18  # max_position_embeddings of Qwen3-VL
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -163,12 +164,17 @@ class Preprocessor:
         """The same with other bounds; None keeps a bound, moved only where it would cross the other.
 
         Raises:
-            InputError: a bound under one token's area, or the lower over the upper.
+            InputError: a bound under one token's area or over a context's, or the lower over the upper.
         """
         token = self.factor**2
         for name, given in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if given is not None and check_whole(name, given, most=1 << 40) < token:
                 raise InputError(f"{name} is {given}, expected at least {token}, the area of one token")
+        if min_pixels is not None and min_pixels > _MOST_TOKENS * token:
+            raise InputError(
+                f"min_pixels is {min_pixels}: every picture would have {min_pixels // token} tokens or more, "
+                f"over {_MOST_TOKENS}, the longest context of any model"
+            )
         if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
             raise InputError(f"min_pixels is {min_pixels}, over max_pixels, {max_pixels}")
         low = self.min_pixels if min_pixels is None else min_pixels

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
 from qvl.runtime.errors import ImageError
-from qvl.runtime.vision import image as image_module
 from qvl.runtime.vision.image import image_name, open_image, open_picture
 
 WHITE = (255, 255, 255)
@@ -379,12 +378,6 @@ def test_heic_is_read_when_the_extra_is_installed() -> None:
     buffer = io.BytesIO()
     pillow_heif.from_pillow(Image.new("RGB", (64, 48), (10, 200, 30))).save(buffer, quality=95)
     np.testing.assert_allclose(open_image(buffer.getvalue())[24, 32], (10, 200, 30), atol=6)
-
-
-def test_heic_support_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_heif_state", None)
-    open_image(encode(Image.new("RGB", (2, 2)), "PNG"))
-    assert image_module._heif_state is not None
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
