@@ -19,7 +19,8 @@ EMBEDDED = sorted(Path("models/gguf").glob("*.gguf"))
 SAMPLES = Path("models/samples")
 REPOSITORY_ONLY = Path("models/nano")  # the checkpoint and its training
 EXPECTED = re.compile(
-    r"qvl/(cli|convert|models|runtime)/(.*\.(py|so|pyd)|py\.typed|registry\.toml|gguf/[^/]*\.gguf|samples/[^/]*)"
+    r"qvl/(cli|convert|models|runtime)/(.*\.(py|so|pyd)|py\.typed|registry\.toml|gguf/[^/]*\.gguf|samples/[^/]*"
+    r"|serve/(page|page/vendor|docs)/[^/]*)"
 )
 
 

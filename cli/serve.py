@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +89,8 @@ def serve(
             out.dim(f"OpenAI's API is at {address}v1; Ctrl-C stops the server")
 
         try:
-            run(settings, load, announce=announce, failed=problems.append)
+            with suppress(SystemExit):  # SIGTERM: by now all that was under way has finished
+                run(settings, load, announce=announce, failed=problems.append)
         except OSError as e:
             raise OutputError(f"{host}:{port}: {e.strerror or e}", hint="choose another port (`port`)") from e
     for problem in problems:
