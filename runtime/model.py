@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +19,23 @@ from qvl.runtime.engine.reply import Stream
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import VisionUnit, n_cells
-from qvl.runtime.errors import GGUFError, InputError, check_text, check_whole
+from qvl.runtime.errors import InputError, check_text, check_whole
+from qvl.runtime.families.matching import family_of, rules_of
 from qvl.runtime.files import file_identity
 from qvl.runtime.find import find_model
+from qvl.runtime.grounding.box import Choose, Parser, Resized, Size
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import ALL_LAYERS, LlamaModel
 from qvl.runtime.llama.repack import Optimize
 from qvl.runtime.llama.sampler import Sampling
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message, VisionChunk
+from qvl.runtime.prompt.rules import Layout
 from qvl.runtime.vision.cache import EmbeddingCache
 from qvl.runtime.vision.encoder import Precision, Progress, VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
-from qvl.runtime.vision.video import VideoOptions, load_video
+from qvl.runtime.vision.video import load_video
 
 Ahead: TypeAlias = Callable[[VisionEncoder], Iterable[VisionChunk]]
 """Says what will be asked about."""
@@ -127,6 +131,7 @@ class Model:
     Attributes:
         text: the decoder.
         path: the text file.
+        family: name of the model's family (`qvl.runtime.families.table`).
         template: how messages become a prompt.
         sampling: the model's own settings.
         n_ctx: size of a session's context unless asked for another.
@@ -149,17 +154,14 @@ class Model:
             store: over this encoder.
 
         Raises:
-            GGUFError: the mmproj is of a model of another width.
+            GGUFError: the mmproj is of another family's model, or of one of another width.
         """
-        if vision is not None and vision.n_embd != text.hparams.n_embd:
-            width = vision.n_embd
-            raise GGUFError(
-                f"{vision.path}: gives embeddings {width} wide, {text.path.name} takes {text.hparams.n_embd}",
-                hint="the mmproj belongs to another model",
-            )
         self.text = text
         self.path = text.path
-        self.template = ChatTemplate(text.vocab, text.metadata.get("tokenizer.chat_template"))
+        rules = rules_of(text, vision)
+        family = family_of(text.metadata, vision.family if vision is not None else None)
+        self.family = family.name if family is not None else ""
+        self.template = ChatTemplate(text.vocab, text.metadata.get("tokenizer.chat_template"), rules)
         self.sampling = Sampling.from_metadata(text.metadata)
         self.n_ctx = n_ctx
         self._vision = vision
@@ -183,6 +185,26 @@ class Model:
                 hint="pass its mmproj file (`mmproj`), or put it into the same folder",
             )
         return self._vision
+
+    def grounding(
+        self, size: Size | None = None, choose: Choose | None = None, resized: Resized | None = None
+    ) -> Parser:
+        """A parser of boxes and points in one reply, in the form that the model's family writes them.
+
+        Args:
+            size: (width, height) in pixels of the picture that they are in, as it is shown; then the text of
+                boxes is in pixels.
+            choose: for several pictures; see `qvl.runtime.grounding.box.Choose`.
+            resized: the (width, height) in which the model sees a picture of a size; by default that of the
+                image encoder's own bounds.
+        """
+        return self.template.rules.grounding(size, choose, resized or self._resized)
+
+    def _resized(self, size: Size) -> Size:
+        if self._vision is None:
+            return size
+        height, width = self._vision.preprocessor.size(size[1], size[0])
+        return width, height
 
     @property
     def has_vision(self) -> bool:
@@ -239,7 +261,7 @@ class Model:
         Returns:
             float32 [n_positions, n_vocab], in the order of KV cells.
         """
-        units = self._store.units(self.template.render(messages, number_images=number_images))
+        units = self.template.units(messages, self._store.place, number_images=number_images)
         encoded = self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
         rows: list[NDArray[np.float32]] = []
@@ -277,6 +299,7 @@ class _EncoderBackend:
     def __init__(self, encoder: VisionEncoder) -> None:
         self._encoder = encoder
         self.merge_size = encoder.preprocessor.merge_size
+        self.layout: Layout = encoder.family.prompt.rules({}, encoder.metadata).layout
 
     @cached_property
     def identity(self) -> str:
@@ -285,8 +308,9 @@ class _EncoderBackend:
     def prepare(self, chunk: VisionChunk, progress: Progress | None = None) -> Patches:
         preprocessor, options = self._encoder.preprocessor, dict(chunk.options)
         if chunk.kind == "video":
-            video = load_video(chunk.source, preprocessor, VideoOptions.of(chunk.options), progress)
-            return preprocessor.patchify(video.frames)
+            sampling = preprocessor.sampling.given(chunk.options)
+            video = load_video(chunk.source, preprocessor, sampling, progress)
+            return replace(preprocessor.patchify(video.frames), seconds=video.seconds, fps=video.fps)
         if options:
             preprocessor = preprocessor.with_pixels(
                 *(int(options[name]) if name in options else None for name in ("min_pixels", "max_pixels"))

@@ -100,7 +100,7 @@ def chat(
         repl = Repl(conversation, out, looking, as_json=json, draw_to=draw)
         if saved:
             repl.restore(saved, sampling)
-            conversation.set_system(system or saved.system)
+            conversation.set_system(saved.system if system is None else system)
         if question is None:
             if attachments:
                 repl.attach(attachments)

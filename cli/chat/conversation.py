@@ -20,7 +20,7 @@ from qvl.cli.options import SamplingOptions
 from qvl.runtime.errors import InputError
 from qvl.runtime.grounding.box import SCALE, Box, Event
 from qvl.runtime.grounding.mention import picture_of
-from qvl.runtime.grounding.tags import GroundingParser, parse_grounding
+from qvl.runtime.grounding.tags import parse_grounding
 
 if TYPE_CHECKING:
     from qvl.runtime.engine.reply import Progress, Reply
@@ -95,7 +95,7 @@ class Conversation:
 
     def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
         self._forget_reply()
-        parser = GroundingParser(choose=self._where)
+        parser = self.model.grounding(choose=self._where)
         stream = self._session.generate(
             self._prompt(),
             schema=self.schema,
@@ -172,7 +172,7 @@ class Conversation:
         return found
 
     def _prompt(self) -> list[Message]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
         return [*system, *({"role": m["role"], "content": m["content"]} for m in self.messages)]
 
     # attaching -------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Conversation:
 
     def set_system(self, text: str | None) -> None:
         self._eager.cancel()
-        self.system = text or None
+        self.system = text
         self._look_ahead()
 
     def set(self, name: str, value: str) -> str:

@@ -14,7 +14,8 @@ from qvl.cli.output import Output, format_table, human_seconds
 from qvl.runtime.detail.cost import LOW_TOKENS, Cost, Detail, cost, max_pixels, seconds
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.vision.preprocess import Preprocessor
-from qvl.runtime.vision.video import FRAME_FACTOR, VideoOptions, VideoPlan, plan_video
+from qvl.runtime.vision.video import FRAME_FACTOR, VideoPlan, plan_video
+from qvl.runtime.vision.video_options import VideoOptions
 
 if TYPE_CHECKING:
     from qvl.runtime.detail.cost import Pace

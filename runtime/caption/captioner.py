@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from qvl.runtime.caption.activity import Activity
 from qvl.runtime.engine.engine import Engine
+from qvl.runtime.engine.place import placed
 from qvl.runtime.engine.request import Job as EngineJob
 from qvl.runtime.engine.request import Request as EngineRequest
 from qvl.runtime.engine.units import Unit, VisionUnit, n_vision_cells
 from qvl.runtime.errors import Cancelled
 from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.llama.vocab import Vocab
-from qvl.runtime.prompt.chatml import ChatTemplate, TextChunk
-from qvl.runtime.prompt.positions import VisionSpan
+from qvl.runtime.prompt.chatml import ChatTemplate
+from qvl.runtime.prompt.rules import Vision
 from qvl.runtime.vision.preprocess import Preprocessor
 
 _ENCODING: Final = "encoding"
@@ -34,6 +35,7 @@ class Job:
     Attributes:
         key: the caller's, returned with the result.
         frames: uint8 [n, h, w, 3], resized to the encoder's size.
+        seconds, fps: of a video: the time of each frame, and how many were taken of each second.
         before, after: the user's words before and after the picture.
         seeds: one for each sample.
     """
@@ -44,6 +46,8 @@ class Job:
     before: str
     after: str
     seeds: tuple[int, ...]
+    seconds: tuple[float, ...] = ()
+    fps: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -183,20 +187,15 @@ class BatchCaptioner:
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
         if self.request.system is not None:
             messages.insert(0, {"role": "system", "content": self.request.system})
-        units: list[Unit] = []
-        for chunk in self._template.render(messages):
-            if isinstance(chunk, TextChunk):
-                units.extend(chunk.tokens)
-            else:
-                units.append(self._unit(job))
-        return [*units, *self._start]
+        return [*self._template.units(messages, lambda _: self._place(job)), *self._start]
 
-    def _unit(self, job: Job) -> VisionUnit:
+    def _place(self, job: Job) -> list[str | VisionUnit]:
         preprocessor = self._preprocessor
-        frames = -(-len(job.frames) // preprocessor.temporal_patch_size)
+        pairs = -(-len(job.frames) // preprocessor.temporal_patch_size)
         height, width = (size // preprocessor.factor for size in job.frames.shape[1:3])
+        vision = Vision(job.kind, (pairs, height, width), job.seconds, job.fps)
         source = partial(preprocessor.patchify, job.frames)
-        return VisionUnit(f"{job.key}", VisionSpan(frames, height, width), source)
+        return placed(self._template.rules.layout, vision, f"{job.key}", source)
 
     def _done(self, job: EngineJob, asked: Job, started: float) -> Done:
         return Done(

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.inputs import Item
@@ -40,6 +41,7 @@ class Prepared:
         frames: uint8 [n, h, w, 3], resized; one for a picture.
         size: (width, height) of the picture, upright, before it was resized.
         seconds: spent on it, in its thread.
+        times, fps: of a video: the time of each frame, and how many were taken of each second.
     """
 
     item: Item
@@ -48,6 +50,8 @@ class Prepared:
     size: tuple[int, int]
     prompt: Prompt
     seconds: float
+    times: tuple[float, ...] = ()
+    fps: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,21 +84,24 @@ class Preparer:
         started, sha256 = time.perf_counter(), None
         try:
             sha256 = content_hash(item.path)
-            frames, size = self._frames(item)
+            seen = self._frames(item)
+            size = (seen.source_size[1], seen.source_size[0])
             prompt = self.prompts.of(item.path, *size)
         except QvlError as e:
             return Rejected(item, f"{e.message} ({e.hint})" if e.hint else e.message, sha256)
         except Exception as e:  # a decoder's bug, memory, anything: it is this picture's own
             return Rejected(item, f"{item.path}: {type(e).__name__}: {e}", sha256)
-        return Prepared(item, sha256, frames, size, prompt, time.perf_counter() - started)
+        took = time.perf_counter() - started
+        return Prepared(item, sha256, seen.frames, size, prompt, took, seen.seconds, seen.fps)
 
-    def _frames(self, item: Item) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    def _frames(self, item: Item) -> VideoFrames:
         if item.kind == "video":
-            video = self._video(item.path)
-            return video.frames, (video.source_size[1], video.source_size[0])
-        return with_picture(
-            item.path, lambda picture: (self.preprocessor.resize(picture)[None], picture.size)
-        )
+            return self._video(item.path)
+        return with_picture(item.path, self._still)
+
+    def _still(self, picture: Image.Image) -> VideoFrames:
+        size = (picture.height, picture.width)
+        return VideoFrames(self.preprocessor.resize(picture)[None], (0,), (), size)
 
     def _video(self, path: str) -> VideoFrames:
         what = f"reading the frames of {Path(path).name}"

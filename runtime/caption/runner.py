@@ -132,7 +132,12 @@ class Runner(Book):
         self._flying[key := next(self._keys)] = prepared
         seeds = tuple(image_seed(self.plan.seed, prepared.sha256, i) for i in range(self.plan.samples))
         prompt = prepared.prompt
-        self.captioner.submit(Job(key, prepared.frames, item.kind, prompt.before, prompt.after, seeds))
+        self.captioner.submit(
+            Job(
+                key, prepared.frames, item.kind, prompt.before, prompt.after, seeds,
+                prepared.times, prepared.fps,
+            )
+        )  # fmt: skip
         return None
 
     # what is done ----------------------------------------------------------------------------------

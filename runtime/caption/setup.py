@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.runtime.caption.activity import Activity
@@ -124,7 +125,7 @@ def plan_for(
         wording=options.wording,
         seed=options.seed,
         samples=options.samples,
-        boxes=boxes_of,
+        boxes=partial(boxes_of, model, preprocessor),
         json=options.schema is not None,
         sidecars=sidecars,
         threads=max(1, min(4, default_threads())),
@@ -163,8 +164,14 @@ def open_captioner(
     )
 
 
-def boxes_of(text: str, size: tuple[int, int]) -> tuple[Mapping[str, Any], ...]:
+def boxes_of(
+    model: Model, preprocessor: Preprocessor, text: str, size: tuple[int, int]
+) -> tuple[Mapping[str, Any], ...]:
     """The boxes that a caption holds, in pixels of a picture of (width, height)."""
-    if "<|box_start|>" not in text and "<|quad_start|>" not in text:
-        return ()
-    return tuple(box.json(*size) for box in parse_grounding(text, size).boxes)
+
+    def resized(size: tuple[int, int]) -> tuple[int, int]:
+        height, width = preprocessor.size(size[1], size[0])
+        return width, height
+
+    parser = model.grounding(size, resized=resized)
+    return tuple(box.json(*size) for box in parse_grounding(text, parser=parser).boxes)

@@ -32,7 +32,7 @@ def vision_batch(slots: Sequence[Slot], vectors: Vectors, limit: int) -> tuple[B
             continue
         part = slice(slot.rows, min(slot.rows + limit, unit.span.n_tokens))
         rows.append(vectors[unit.key][part])
-        positions.append(unit.span.positions(slot.position)[:, part])
+        positions.append(unit.span.positions(slot.position)[..., part])
         parts.append((slot, len(rows[-1])))
         limit -= len(rows[-1])
     if not parts:
@@ -41,7 +41,7 @@ def vision_batch(slots: Sequence[Slot], vectors: Vectors, limit: int) -> tuple[B
     batch = Batch(
         None,
         np.concatenate(rows) if len(rows) > 1 else rows[0],
-        np.concatenate(positions, axis=1),
+        np.concatenate(positions, axis=-1),
         _sequences(parts),
         _outputs(parts, last),
     )

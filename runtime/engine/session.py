@@ -246,10 +246,13 @@ class Session:
         watch = _watch("frames", draft, progress)
 
         def units_of(some: Sequence[Message]) -> list[Unit]:
-            chunks = self._template.render(
-                some, complete=complete, number_images=number_images, replies=self._replies.get
+            return self._template.units(
+                some,
+                lambda chunk: self._store.place(chunk, watch),
+                complete=complete,
+                number_images=number_images,
+                replies=self._replies.get,
             )
-            return self._store.units(chunks, watch)
 
         started = time.perf_counter()
         with self._lock:

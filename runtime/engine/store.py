@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.engine.encoding import Encoded, EncodingSteps
-from qvl.runtime.engine.units import Span, Unit, VisionUnit
+from qvl.runtime.engine.place import placed
+from qvl.runtime.engine.units import VisionUnit
 from qvl.runtime.errors import Cancelled, InputError
-from qvl.runtime.prompt.chatml import Chunk, TextChunk
 from qvl.runtime.prompt.messages import VisionChunk
-from qvl.runtime.prompt.positions import VisionSpan
+from qvl.runtime.prompt.rules import Layout, Vision
 from qvl.runtime.vision.cache import EmbeddingCache, embedding_key
 from qvl.runtime.vision.encoder import VisionEmbedding
+from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.preprocess import Patches
 
 MAX_BYTES: Final = 256 << 20
@@ -35,6 +36,7 @@ class VisionBackend(Protocol):
     """What makes embeddings (`qvl.runtime.model` has it over the encoder)."""
 
     merge_size: int
+    layout: Layout
 
     @property
     def identity(self) -> str:
@@ -62,7 +64,7 @@ class EmbeddingStore:
         self._max_bytes = max_bytes
         self._cache = cache
         self._lock = threading.Lock()  # of the four below
-        self._spans: dict[str, Span] = {}
+        self._visions: dict[str, Vision] = {}
         self._sources: WeakValueDictionary[str, _Source] = WeakValueDictionary()
         self._embeddings: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._early: set[str] = set()
@@ -79,7 +81,8 @@ class EmbeddingStore:
         def work() -> None:
             # what cannot be read says so when the prompt that names it is read
             with suppress(Exception):
-                steps = self._encode([self._unit(chunk, None) for chunk in wanted()])
+                placed = [piece for chunk in wanted() for piece in self._place(chunk, None)]
+                steps = self._encode([piece for piece in placed if isinstance(piece, VisionUnit)])
                 made = run(steps, lambda _: not self._called_off.is_set()).made
                 with self._lock:
                     self._early.update(made)
@@ -97,46 +100,39 @@ class EmbeddingStore:
             thread.join()
             self._thread = None
 
-    def units(self, chunks: Iterable[Chunk], progress: Watch | None = None) -> list[Unit]:
-        """The sequence that a prompt's chunks make in the KV cache; see `unit`."""
-        units: list[Unit] = []
-        for chunk in chunks:
-            if isinstance(chunk, TextChunk):
-                units.extend(chunk.tokens)
-            else:
-                units.append(self.unit(chunk, progress))
-        return units
-
-    def unit(self, chunk: VisionChunk, progress: Watch | None = None) -> VisionUnit:
-        """Where a picture or video stands; it is read, but not yet encoded.
+    def place(self, chunk: VisionChunk, progress: Watch | None = None) -> list[str | VisionUnit]:
+        """What stands in a prompt for a picture or video; it is read, but not yet encoded.
 
         Args:
             progress: of the frames of a video.
+
+        Returns:
+            Units, and text in which control tokens are written by name; for `ChatTemplate.units`.
 
         Raises:
             InputError: there is no image encoder, or the source cannot be read.
             Cancelled: progress returned False.
         """
         self._settle()
-        return self._unit(chunk, progress)
+        return self._place(chunk, progress)
 
-    def _unit(self, chunk: VisionChunk, progress: Watch | None) -> VisionUnit:
+    def _place(self, chunk: VisionChunk, progress: Watch | None) -> list[str | VisionUnit]:
         backend = self._need_backend()
         key = source_key(chunk)
         with self._lock:
-            span = self._spans.get(key)
+            vision = self._visions.get(key)
             source = self._sources.setdefault(key, _Source(chunk, backend))
-        if span is None:
+        if vision is None:
             patches = backend.prepare(chunk, progress)
-            t, h, w = patches.grid_thw
-            span = VisionSpan(t, h // backend.merge_size, w // backend.merge_size)
+            grid = merged(patches.grid_thw, backend.merge_size)
+            vision = Vision(chunk.kind, grid, patches.seconds, patches.fps)
             with self._lock:
-                self._spans[key] = span
-                for old in list(self._spans)[: max(0, len(self._spans) - _MAX_UNITS)]:
-                    del self._spans[old]
+                self._visions[key] = vision
+                for old in list(self._visions)[: max(0, len(self._visions) - _MAX_UNITS)]:
+                    del self._visions[old]
                 if sum(s.n_bytes for s in self._sources.values()) < self._max_bytes:
                     source.patches = patches
-        return VisionUnit(key, span, source)
+        return placed(backend.layout, vision, key, source)
 
     def encode(self, units: Iterable[VisionUnit], progress: Watch | None = None) -> Encoded:
         """Embeddings of units, those that are missing made in one go.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 Size: TypeAlias = tuple[int, int]
+Choose: TypeAlias = Callable[[str], tuple[int, Size] | None]
+"""Given the readable reply up to a box: number and size of the picture that the box is in, if any."""
+Resized: TypeAlias = Callable[[Size], Size]
+"""Given a picture's (width, height): the size in which the model sees it."""
 
 
 SCALE = 1000
@@ -18,8 +23,8 @@ class Box:
 
     Attributes:
         label: what is there, as the model named it; empty if it did not.
-        points: (x, y) in thousandths of the width and height: the top left and the bottom right corner of a
-            box, or the four corners of a quad in the model's order.
+        points: (x, y) in thousandths of the width and height: one point, the top left and the bottom right
+            corner of a box, or the four corners of a quad in the model's order.
         picture: number of the picture that it is in, where there are several; see `runtime.pictures`.
     """
 
@@ -28,20 +33,40 @@ class Box:
     picture: int | None = None
 
     @property
-    def shape(self) -> Literal["box", "quad"]:
+    def shape(self) -> Literal["point", "box", "quad"]:
         """A box is upright; a quad has four free corners."""
-        return "box" if len(self.points) == 2 else "quad"
+        return {1: "point", 2: "box"}.get(len(self.points), "quad")  # type: ignore[return-value]
 
     def pixels(self, width: int, height: int) -> tuple[tuple[int, int], ...]:
         """The points in pixels of the picture as it is shown, after EXIF rotation."""
         return tuple((round(x * width / SCALE), round(y * height / SCALE)) for x, y in self.points)
 
     def json(self, width: int, height: int) -> dict[str, Any]:
-        """As JSON: "label", and in pixels "box" as [left, top, right, bottom] or "quad" as [[x, y], …]."""
+        """As JSON: "label", and in pixels "box" as [left, top, right, bottom], "point" as [x, y]
+        or "quad" as [[x, y], …]."""
         points = self.pixels(width, height)
         if self.shape == "box":
             return {"label": self.label, "box": [*points[0], *points[1]]}
+        if self.shape == "point":
+            return {"label": self.label, "point": list(points[0])}
         return {"label": self.label, "quad": [list(point) for point in points]}
+
+
+def within(points: Sequence[tuple[float, float]], *, upright: bool) -> tuple[tuple[float, float], ...]:
+    """Points in thousandths moved into the picture; the two of a box as its top left and bottom right."""
+    inside = tuple((min(max(x, 0.0), SCALE - 1.0), min(max(y, 0.0), SCALE - 1.0)) for x, y in points)
+    if not upright:
+        return inside
+    (left, right), (top, bottom) = (sorted(axis) for axis in zip(*inside, strict=True))
+    return (left, top), (right, bottom)
+
+
+def in_pixels(box: Box, size: Size) -> str:
+    """A box as text in a reply: "[left, top, right, bottom]" or "[(x, y) …]", in pixels of a size."""
+    corners = box.pixels(*size)
+    if box.shape == "box":
+        return f"[{', '.join(str(value) for point in corners for value in point)}]"
+    return f"[{' '.join(f'({x}, {y})' for x, y in corners)}]"
 
 
 @dataclass(frozen=True)
@@ -66,3 +91,13 @@ class Grounding:
     text: str
     boxes: tuple[Box, ...]
     problems: tuple[str, ...]
+
+
+class Parser(Protocol):
+    """Finds boxes in a reply that comes in pieces."""
+
+    def feed(self, text: str) -> list[Event]:
+        """What a piece of the reply completes."""
+
+    def finish(self) -> list[Event]:
+        """What the end of the reply leaves."""

@@ -91,6 +91,9 @@ def _outline(
     width, height = pen.im.size
     edge = max(1, line // 2)
     inset = line // 2 + edge  # so that a line along the border is not half outside
+    if len(points) == 1:  # a point is drawn as a small square around it
+        (x, y), half = points[0], 2 * line
+        points = ((x - half, y - half), (x + half, y + half))
     if len(points) == 2:
         (left, top), (right, bottom) = points
         points = ((left, top), (right, top), (right, bottom), (left, bottom))

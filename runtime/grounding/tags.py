@@ -6,6 +6,8 @@ Qwen2-VL names what it points at and where, in thousandths of the picture's widt
     <|object_ref_start|>the cup<|object_ref_end|><|box_start|>(120,40),(300,512)<|box_end|>
     <|quad_start|>(10,10),(90,12),(88,40),(9,38)<|quad_end|>
 
+Qwen-VL writes the same with `<ref>`, `<box>` and `<quad>`.
+
 A label holds for every box after it, until the next label. What does not follow the form is kept as text and
 reported as a problem; no text raises.
 """
@@ -13,22 +15,45 @@ reported as a problem; no text raises.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
-from qvl.runtime.grounding.box import SCALE, Box, Event, Grounding, Size
+from qvl.runtime.grounding.box import (
+    SCALE,
+    Box,
+    Choose,
+    Event,
+    Grounding,
+    Parser,
+    Resized,
+    Size,
+    in_pixels,
+    within,
+)
 
-Choose: TypeAlias = Callable[[str], tuple[int, Size] | None]
-"""Given the readable reply up to a box: number and size of the picture that the box is in, if any."""
+
+@dataclass(frozen=True)
+class Tags:
+    """The names of the tags."""
+
+    label: str
+    label_end: str
+    box: str
+    box_end: str
+    quad: str
+    quad_end: str
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All six."""
+        return self.label, self.label_end, self.box, self.box_end, self.quad, self.quad_end
 
 
-_LABEL, _LABEL_END = "<|object_ref_start|>", "<|object_ref_end|>"
-_BOX, _BOX_END = "<|box_start|>", "<|box_end|>"
-_QUAD, _QUAD_END = "<|quad_start|>", "<|quad_end|>"
-_TAGS = (_LABEL, _LABEL_END, _BOX, _BOX_END, _QUAD, _QUAD_END)
-_SHAPES: dict[str, tuple[str, int]] = {_BOX: (_BOX_END, 2), _QUAD: (_QUAD_END, 4)}  # end, points
-_TAG = re.compile("|".join(map(re.escape, _TAGS)))
-_LONGEST_TAG = max(map(len, _TAGS))
+QWEN2: Final = Tags(
+    *(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end"))
+)
+QWEN: Final = Tags(*(f"<{slash}{name}>" for name in ("ref", "box", "quad") for slash in ("", "/")))
 _MOST_CHARACTERS = 200  # of the coordinates of one box; beyond, its end is taken to be missing
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -42,10 +67,21 @@ class GroundingParser:
         size: (width, height) in pixels of the picture that the boxes are in, as it is shown; then their
             text is in pixels. None leaves thousandths.
         choose: for several pictures; see `Choose`.
+        resized: not needed: coordinates are relative.
+        tags: their names.
     """
 
-    def __init__(self, size: Size | None = None, choose: Choose | None = None) -> None:
-        self._size, self._choose = size or (SCALE, SCALE), choose
+    def __init__(
+        self,
+        size: Size | None = None,
+        choose: Choose | None = None,
+        resized: Resized | None = None,
+        tags: Tags = QWEN2,
+    ) -> None:
+        self._size, self._choose, self._tags = size or (SCALE, SCALE), choose, tags
+        self._tag = re.compile("|".join(map(re.escape, tags.all)))
+        self._longest = max(map(len, tags.all))
+        self._shapes = {tags.box: (tags.box_end, 2), tags.quad: (tags.quad_end, 4)}  # end, points
         self._shown = ""
         self._held = ""  # not yet understood
         self._within = ""  # the start tag of what `_held` is in: of a label, a box, a quad, or none
@@ -62,22 +98,22 @@ class GroundingParser:
 
     def _events(self, *, finished: bool) -> Iterator[Event]:
         while self._held:
-            tag = _TAG.search(self._held)
-            if self._within in _SHAPES:
+            tag = self._tag.search(self._held)
+            if self._within in self._shapes:
                 limit = len(self._held) if tag is None else tag.start()
                 if limit > _MOST_CHARACTERS:
                     # A tag that begins at the limit is complete by now, whichever way the text was cut.
-                    if tag is None and not finished and limit < _MOST_CHARACTERS + _LONGEST_TAG:
+                    if tag is None and not finished and limit < _MOST_CHARACTERS + self._longest:
                         return
                     yield self._fault(self._held[:_MOST_CHARACTERS], "has no end")
                     self._held = self._held[_MOST_CHARACTERS:]
                 elif tag is not None:
                     self._held = self._held[tag.end() :]
-                    if tag[0] == _SHAPES[self._within][0]:
+                    if tag[0] == self._shapes[self._within][0]:
                         yield self._shape(self._within, self._held_before(tag))
                     else:
                         yield self._fault(self._held_before(tag), f"ends with {tag[0]}")
-                        if tag[0] in (_LABEL, _BOX, _QUAD):
+                        if tag[0] in (self._tags.label, self._tags.box, self._tags.quad):
                             yield from self._enter(tag[0])
                 elif finished:
                     yield self._fault(self._held, "is cut off")
@@ -85,7 +121,7 @@ class GroundingParser:
                 else:
                     return
             else:
-                keep = 0 if tag is not None or finished else _overlap(self._held)
+                keep = 0 if tag is not None or finished else self._overlap(self._held)
                 shown = self._held_before(tag) if tag is not None else self._held[: len(self._held) - keep]
                 self._held = self._held[tag.end() :] if tag is not None else self._held[len(shown) :]
                 if shown:
@@ -102,44 +138,42 @@ class GroundingParser:
         return tag.string[: tag.start()]
 
     def _text(self, text: str) -> Event:
-        if self._within == _LABEL:
+        if self._within == self._tags.label:
             self._label += text
         self._shown += text
         return Event(text)
 
     def _enter(self, tag: str) -> Iterator[Event]:
         """Take in a tag outside of a box."""
-        if self._within == _LABEL and tag != _LABEL_END:
-            yield Event("", problem=f"{_LABEL} ends with {tag}")
-        elif self._within != _LABEL and tag in (_LABEL_END, _BOX_END, _QUAD_END):
+        if self._within == self._tags.label and tag != self._tags.label_end:
+            yield Event("", problem=f"{self._tags.label} ends with {tag}")
+        elif self._within != self._tags.label and tag in (
+            self._tags.label_end,
+            self._tags.box_end,
+            self._tags.quad_end,
+        ):
             yield Event("", problem=f"{tag} without its start")
-        if tag == _LABEL:
+        if tag == self._tags.label:
             self._label = ""
-        self._within = tag if tag in (_LABEL, _BOX, _QUAD) else ""
+        self._within = tag if tag in (self._tags.label, self._tags.box, self._tags.quad) else ""
 
     def _shape(self, start: str, content: str) -> Event:
         """Read the coordinates of a box or quad."""
         points = [(float(x), float(y)) for x, y in _POINT.findall(content)]
-        expected = _SHAPES[start][1]
+        expected = self._shapes[start][1]
         if _POINT.sub("", content).replace(",", "").strip() or len(points) != expected:
             return self._fault(content, f"should hold {expected} points, (x,y)")
-        inside = tuple((min(max(x, 0.0), SCALE - 1.0), min(max(y, 0.0), SCALE - 1.0)) for x, y in points)
+        upright = start == self._tags.box
+        inside = within(points, upright=False)
         problem = None if list(inside) == points else f"{_name(start)} {_short(content)} is out of range"
-        if start == _BOX:
-            (left, right), (top, bottom) = (sorted(axis) for axis in zip(*inside, strict=True))
-            inside = ((left, top), (right, bottom))
+        inside = within(inside, upright=upright)
         if len({x for x, _ in inside}) == 1 or len({y for _, y in inside}) == 1:
             return self._fault(content, "has no area")
         self._within = ""
         chosen = self._choose(self._shown) if self._choose else None
         picture, size = chosen or (None, self._size)
         box = Box(" ".join(self._label.split()), inside, picture)
-        corners = box.pixels(*size)
-        if box.shape == "box":
-            text = f"[{', '.join(str(value) for point in corners for value in point)}]"
-        else:
-            text = f"[{' '.join(f'({x}, {y})' for x, y in corners)}]"
-        return Event(self._spaced(text), box, problem)
+        return Event(self._spaced(in_pixels(box, size)), box, problem)
 
     def _fault(self, content: str, what: str) -> Event:
         """Show what was meant to be a box as it is, and say what is wrong with it."""
@@ -152,22 +186,25 @@ class GroundingParser:
         self._shown += gap + text
         return gap + text
 
+    def _overlap(self, text: str) -> int:
+        """Length of the longest end of the text with which a tag could begin."""
+        at = text.rfind("<", max(0, len(text) - self._longest + 1))
+        return len(text) - at if at >= 0 and any(tag.startswith(text[at:]) for tag in self._tags.all) else 0
 
-def parse_grounding(text: str, size: tuple[int, int] | None = None) -> Grounding:
-    """Parse a whole reply; see `GroundingParser`."""
-    parser = GroundingParser(size)
-    events = parser.feed(text) + parser.finish()
+
+def parse_grounding(text: str, size: Size | None = None, parser: Parser | None = None) -> Grounding:
+    """Parse a whole reply; see `GroundingParser`.
+
+    Args:
+        parser: a fresh one of the model's family; Qwen2-VL's unless given.
+    """
+    parser = parser or GroundingParser(size)
+    events = [*parser.feed(text), *parser.finish()]
     return Grounding(
         "".join(event.text for event in events),
         tuple(event.box for event in events if event.box is not None),
         tuple(event.problem for event in events if event.problem is not None),
     )
-
-
-def _overlap(text: str) -> int:
-    """Length of the longest end of the text with which a tag could begin."""
-    at = text.rfind("<", max(0, len(text) - _LONGEST_TAG + 1))
-    return len(text) - at if at >= 0 and any(tag.startswith(text[at:]) for tag in _TAGS) else 0
 
 
 def _name(start: str) -> str:

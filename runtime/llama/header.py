@@ -13,11 +13,12 @@ from qvl.runtime.errors import GGUFError
 from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo
 from qvl.runtime.ggml.library import Type
 from qvl.runtime.llama.architectures import ARCHITECTURES, KEYS, MAX_SIZE, Architecture, Key, TextHparams
+from qvl.runtime.llama.vocab import END_TOKENS
 
 # arrays that are looked at here; the merges, as long as the tokens, llama.cpp checks well enough
 ARRAYS: Final = (
     *(f"{name}.{key}" for name in ARCHITECTURES for key in (*KEYS, "rope.dimension_sections")),
-    "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
+    "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", END_TOKENS,
 )  # fmt: skip
 _NOT_WEIGHTS: Final = frozenset({Type.I8, Type.I16, Type.I32, Type.I64, Type.F64})
 _DAMAGED: Final = "the file is damaged or was made by a broken converter: download or convert it again"
@@ -186,6 +187,9 @@ def _check_vocabulary(gguf: GGUFFile, hparams: TextHparams) -> None:
         raise _error(
             gguf, f"tokenizer.ggml.token_type does not have a number for each of {len(tokens)} tokens"
         )
+    ends = gguf.metadata.get(END_TOKENS, [])
+    if not isinstance(ends, list) or {*map(type, ends)} - {int}:
+        raise _error(gguf, f"{END_TOKENS} is {ends!r:.80}, expected a list of token ids")
     template = gguf.metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise _error(gguf, f"tokenizer.chat_template is {template!r:.80}, expected text")

@@ -77,7 +77,7 @@ class LlamaModel:
         self._handle: int | None = self._load(use_mmap, wants_repacking(gguf, optimize), progress)
         if not self.hparams.architecture.reads_epsilon:
             restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
-        self.vocab = Vocab(self.handle, str(self.path))
+        self.vocab = Vocab(self.handle, str(self.path), self.metadata)
 
     @property
     def handle(self) -> int:

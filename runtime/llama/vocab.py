@@ -10,12 +10,16 @@ from __future__ import annotations
 import codecs
 import ctypes
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from qvl.runtime.errors import BackendError, GGUFError
 from qvl.runtime.llama.binding import llama
+
+END_TOKENS: Final = "qvl.eos_token_ids"
+"""All tokens that end a reply (generation_config.json's eos_token_id); GGUF has a key for one alone."""
+_CONTROL: Final = 3  # llama.h, LLAMA_TOKEN_TYPE_CONTROL
 
 
 class Vocab:
@@ -23,18 +27,25 @@ class Vocab:
 
     Attributes:
         n_tokens: rows of the vocabulary, padding included.
-        end_tokens: ids that end a reply (`<|im_end|>`, `<|endoftext|>`), from the metadata.
+        end_tokens: ids that end a reply, from the metadata.
+        controls: names of the control tokens.
     """
 
-    def __init__(self, handle: int, path: str) -> None:
-        """handle: the `llama_model *`; path: the file, for error texts."""
+    def __init__(self, handle: int, path: str, metadata: Mapping[str, Any] | None = None) -> None:
+        """handle: the `llama_model *`; path: the file, for error texts; metadata: of the file."""
         self._c = llama()
         self._vocab: Any = self._c.llama_model_get_vocab(handle)
         self._path = path
         self.n_tokens: int = self._c.llama_vocab_n_tokens(self.handle)
-        ends = (self._c.llama_vocab_eos(self.handle), self._c.llama_vocab_eot(self.handle))
+        metadata = metadata or {}
+        ends = [self._c.llama_vocab_eos(self.handle), self._c.llama_vocab_eot(self.handle)]
+        ends += metadata.get(END_TOKENS) or []
         known = (self._find(name) for name in ("<|im_end|>", "<|endoftext|>"))
         self.end_tokens = frozenset(t for t in (*ends, *known) if t is not None and 0 <= t < self.n_tokens)
+        names = zip(
+            *(metadata.get(f"tokenizer.ggml.{key}") or () for key in ("tokens", "token_type")), strict=False
+        )
+        self.controls = tuple(name for name, kind in names if kind == _CONTROL)
         self.piece = lru_cache(maxsize=1 << 14)(self._piece)
 
     @property
@@ -65,8 +76,8 @@ class Vocab:
         token = self._find(name)
         if token is None:
             raise GGUFError(
-                f"{self._path}: the vocabulary has no token {name}, which Qwen2-VL's prompts need",
-                hint="the tokenizer in the file is not Qwen2-VL's: convert the checkpoint again",
+                f"{self._path}: the vocabulary has no token {name}, which the model's prompts need",
+                hint="the tokenizer in the file is another model's: convert the checkpoint again",
             )
         return token
 

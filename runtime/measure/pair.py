@@ -12,16 +12,19 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qvl.runtime.engine.place import placed
 from qvl.runtime.engine.store import source_key
 from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
-from qvl.runtime.errors import GGUFError, InputError
+from qvl.runtime.errors import InputError
+from qvl.runtime.families.matching import rules_of
 from qvl.runtime.find import ModelFiles, find_model
 from qvl.runtime.ggml.scheduler import Observer
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.measure.decoder import Decoder, Vectors
 from qvl.runtime.measure.samples import Sample
-from qvl.runtime.prompt.chatml import ChatTemplate, TextChunk
-from qvl.runtime.prompt.positions import VisionSpan
+from qvl.runtime.prompt.chatml import ChatTemplate
+from qvl.runtime.prompt.messages import VisionChunk
+from qvl.runtime.prompt.rules import Vision
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.image import open_image
@@ -90,8 +93,11 @@ class Pair:
         try:
             if files.mmproj is not None:
                 self.vision = VisionEncoder(files.mmproj, device=device, threads=threads, precision="exact")
-                self._check_width(self.vision)
-            self.template = ChatTemplate(self.text.vocab, self.text.metadata.get("tokenizer.chat_template"))
+            self.template = ChatTemplate(
+                self.text.vocab,
+                self.text.metadata.get("tokenizer.chat_template"),
+                rules_of(self.text, self.vision),
+            )
             self.decoder = Decoder(self.text, n_ctx=n_ctx, threads=threads, observer=observer)
         except BaseException:
             self.close()
@@ -114,18 +120,17 @@ class Pair:
             ImageError: the picture cannot be read.
             InputError: it does not fit the context.
         """
-        units: list[Unit] = []
         patches: dict[str, Patches] = {}
-        for chunk in self.template.render(sample.messages):
-            if isinstance(chunk, TextChunk):
-                units.extend(chunk.tokens)
-                continue
+
+        def place(chunk: VisionChunk) -> list[str | VisionUnit]:
             if self.vision is None:
                 raise InputError(f"{self.files.text}: has no mmproj, so that no picture can be shown to it")
             key = source_key(chunk)
             patches[key] = self.vision.preprocessor.image(open_image(chunk.source))
-            span = VisionSpan(*merged(patches[key].grid_thw, self.vision.preprocessor.merge_size))
-            units.append(VisionUnit(key, span))
+            grid = merged(patches[key].grid_thw, self.vision.preprocessor.merge_size)
+            return placed(self.template.rules.layout, Vision("image", grid), key)
+
+        units = self.template.units(sample.messages, place)
         question = Question(sample, tuple(units), patches)
         if question.n_cells >= self.decoder.n_ctx:
             raise InputError(
@@ -157,13 +162,6 @@ class Pair:
             self.vision.close()
             self.vision = None
         self.text.close()
-
-    def _check_width(self, vision: VisionEncoder) -> None:
-        if vision.n_embd != self.text.hparams.n_embd:
-            raise GGUFError(
-                f"{vision.path}: gives embeddings {vision.n_embd} wide, expected {self.text.hparams.n_embd}",
-                hint="the mmproj belongs to another model",
-            )
 
     def __enter__(self) -> Self:
         return self

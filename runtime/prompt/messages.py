@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -17,7 +18,8 @@ Message: TypeAlias = Mapping[str, Any]
 VisionKind: TypeAlias = Literal["image", "video"]
 
 
-ROLES: Final = ("system", "user", "assistant")
+ROLES: Final = ("system", "user", "assistant", "tool")
+_EXTRA: Final = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # for the chat template
 
 
 OPTIONS: Final = {
@@ -45,8 +47,16 @@ class VisionChunk:
 
 @dataclass(frozen=True)
 class Turn:
+    """A message, checked.
+
+    Attributes:
+        parts: its text, pictures and videos.
+        message: as a chat template takes it, sources left out.
+    """
+
     role: str
     parts: tuple[str | VisionChunk, ...]
+    message: Mapping[str, Any]
 
 
 def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
@@ -59,16 +69,38 @@ def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def parse_turn(i: int, message: Message) -> Turn:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+    """The i-th message of a conversation.
+
+    Raises:
+        PromptError: it has another shape.
+    """
+    called = isinstance(message, Mapping) and message.get("tool_calls")
+    if not isinstance(message, Mapping) or "role" not in message or not (called or "content" in message):
         raise PromptError(f"message {i} is {shown(message)}, expected role and content")
-    role, content = message["role"], message["content"]
+    role, content = message["role"], message.get("content")
     if role not in ROLES:
-        raise PromptError(f"message {i} has role {role!r}, expected one of {', '.join(ROLES)}")
-    if isinstance(content, str):
-        return Turn(role, (content,))
+        raise PromptError(f"message {i} has role {shown(role)}, expected one of {', '.join(ROLES)}")
+    extra = {key: _plain_json(i, key, message[key]) for key in _EXTRA if message.get(key) is not None}
+    if isinstance(content, str) or (content is None and called):
+        text = content or ""
+        return Turn(role, (text,), {"role": role, "content": text, **extra})
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PromptError(f"message {i}: content is {type(content).__name__}, expected a string or a list")
-    return Turn(role, tuple(_parts(i, content)))
+    parts = tuple(_parts(i, content))
+    return Turn(role, parts, {"role": role, "content": [_as_template(part) for part in parts], **extra})
+
+
+def _as_template(part: str | VisionChunk) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind, part.kind: ""}
+
+
+def _plain_json(i: int, key: str, value: Any) -> Any:
+    """The value itself, when it is made of what JSON has."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise PromptError(f"message {i}: {key} is no JSON: {e}") from e
+    return value
 
 
 def _parts(i: int, content: Sequence[Any]) -> Iterator[str | VisionChunk]:

@@ -16,21 +16,24 @@ Worked example, three text tokens, a picture of 1 x 2 x 3 merged patches, two te
 
 Six cells, but three positions: max(1, 2, 3).
 
-This is transformers 4.57's `Qwen2VLModel.get_rope_index`. transformers 5 leaves t out of the maximum,
-which gives tokens after a long video the positions of its last frames; the paper and the training have
-it as here.
+This is transformers 4.57's `get_rope_index` of Qwen2-VL and, with a time step, of Qwen2.5-VL. transformers 5
+leaves t out of the maximum, which gives tokens after a long video the positions of its last frames; the paper
+and the training code have it as here. Qwen3-VL's videos are a span of one frame pair after the other, with
+timestamps as text between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.errors import InputError
+
+_MAX_STEP: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class TextSpan:
             raise InputError(f"TextSpan: n is {self.n}, expected 0 or more")
 
     @property
+    def t(self) -> int:
+        """Frame pairs: the tokens are those of one moment."""
+        return 1
+
+    @property
     def n_tokens(self) -> int:
         """KV cells the span takes."""
         return self.n
@@ -53,18 +61,44 @@ class TextSpan:
         """How far the position moves over the span."""
         return self.n
 
+    def positions(self, start: int) -> NDArray[np.int32]:
+        """One position a token, when the span begins at `start`: int32 [n_tokens]."""
+        return np.arange(start, start + self.n, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class FlatSpan(TextSpan):
+    """A picture whose n tokens have one position each, as text has (Qwen-VL)."""
+
 
 @dataclass(frozen=True)
 class VisionSpan:
-    """A picture (t = 1) or a video, on the merged grid: t frame pairs, h rows, w columns of tokens."""
+    """A picture (t = 1) or a video, on the merged grid: t frame pairs, h rows, w columns of tokens.
+
+    Attributes:
+        time_step: positions from one frame pair to the next; times of pairs are cut to whole positions.
+            Qwen2.5-VL has two a second, the others one a pair.
+    """
 
     t: int
     h: int
     w: int
+    time_step: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.t, self.h, self.w) < 1:
             raise InputError(f"VisionSpan: t, h, w are {self.t}, {self.h}, {self.w}, expected 1 or more each")
+        if not 0 < self.time_step <= _MAX_STEP:
+            raise InputError(f"VisionSpan: time_step is {self.time_step}, expected above 0 to {_MAX_STEP}")
+
+    @property
+    def times(self) -> NDArray[np.int32]:
+        """Time of each frame pair, counted from the span's beginning: int32 [t].
+
+        In single precision, as torch multiplies whole numbers by a float (qwen-vl-finetune, rope2d.py,
+        `get_rope_index_25`).
+        """
+        return (np.arange(self.t, dtype=np.float32) * np.float32(self.time_step)).astype(np.int32)
 
     @property
     def n_tokens(self) -> int:
@@ -74,11 +108,13 @@ class VisionSpan:
     @property
     def advance(self) -> int:
         """How far the position moves over the span."""
-        return max(self.t, self.h, self.w)
+        return max(int(self.times[-1]) + 1, self.h, self.w)
 
     def positions(self, start: int) -> NDArray[np.int32]:
-        """Time, height and width of every token when the span begins at `start`: int32 [3, n_tokens]."""
-        return mrope_positions([self], start)[0]
+        """Time, height and width of each token, when the span begins at `start`: int32 [3, n_tokens]."""
+        grid = np.indices((self.t, self.h, self.w), dtype=np.int32)
+        grid[0] = self.times[:, None, None]
+        return grid.reshape(3, -1) + np.int32(start)
 
 
 Span: TypeAlias = TextSpan | VisionSpan
@@ -102,10 +138,6 @@ def mrope_positions(spans: Iterable[Span], start: int = 0) -> tuple[NDArray[np.i
     parts: list[NDArray[np.int32]] = [np.empty((3, 0), np.int32)]
     position = start
     for span in spans:
-        if isinstance(span, TextSpan):
-            grid = np.broadcast_to(np.arange(span.n, dtype=np.int32), (3, span.n))
-        else:
-            grid = np.indices((span.t, span.h, span.w), dtype=np.int32).reshape(3, -1)
-        parts.append(grid + np.int32(position))
+        parts.append(np.broadcast_to(span.positions(position), (3, span.n_tokens)))
         position += span.advance
     return np.concatenate(parts, axis=1), position

@@ -70,8 +70,7 @@ def _prepare(state: State, body: ChatRequest, model: Model, reader: _Reader) -> 
     tools = _tools(body)
     if tools:
         raise ApiError(400, "this model's template has no tools", param="tools")
-    chunks = model.template.render(messages, replies=state.replies.get)
-    units = model.store.units(chunks)
+    units = model.template.units(messages, model.store.place, replies=state.replies.get)
     prompt = n_cells(units)
     most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
     room = model.n_ctx - prompt

@@ -29,7 +29,8 @@ from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.layers import Exact, Fast, Layers
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
 from qvl.runtime.vision.tower import PIXELS, Config, Encoding, Tower
-from qvl.runtime.vision.video import VideoOptions, load_video
+from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.video_options import VideoOptions
 
 PACK_PATCHES: Final = 4096
 _WAIT: Final = 0.02  # seconds for the encoder before other work is let in
@@ -94,6 +95,7 @@ class VisionEncoder:
     ) -> None:
         file = read_gguf(path)
         self.path = file.path
+        self.metadata = file.metadata
         self.family = _family(file)
         self._tower: Tower = cast("Tower", self.family.tower)
         self.config: Config = self._tower.read_config(file)

@@ -24,6 +24,7 @@ from qvl.runtime.errors import GGUFError, ImageError, InputError, check_whole
 from qvl.runtime.vision.grid import Grid, merged, n_patches
 from qvl.runtime.vision.header import value
 from qvl.runtime.vision.image import MAX_ASPECT_RATIO
+from qvl.runtime.vision.video_options import VideoOptions
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8]
 """A decoded picture: a PIL image of mode RGB, or uint8 [h, w, 3]."""
@@ -44,6 +45,7 @@ _KEYS: Final = {
     "mean": "clip.vision.image_mean",
     "std": "clip.vision.image_std",
 }
+_SAMPLING: Final = VideoOptions()
 _SIDE: Final = "clip.vision.image_size"  # nominal, where pictures keep their aspect ratio
 
 
@@ -102,10 +104,13 @@ class Patches:
             (each 2x2 group contiguous), within a patch channel, time, row, column. The frames of a
             picture's temporal patch are equal.
         grid_thw: (t, h, w), the grid in patches, before merging.
+        seconds, fps: of a video: the time of each frame, and how many were taken of each second.
     """
 
     pixel_values: NDArray[np.float32]
     grid_thw: Grid
+    seconds: tuple[float, ...] = ()
+    fps: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class Preprocessor:
         min_pixels, max_pixels: bounds of a picture's area after resizing, in pixels.
         mean, std: of each channel, for samples in [0, 1].
         side: every picture is stretched to a square of this side, in pixels; 0 keeps the aspect ratio.
+        sampling: how videos are sampled.
     """
 
     patch_size: int = 14
@@ -129,6 +135,7 @@ class Preprocessor:
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     side: int = 0
+    sampling: VideoOptions = _SAMPLING
 
     @classmethod
     def from_metadata(

@@ -1,16 +1,18 @@
-"""Frames of a video, as Qwen2-VL was trained to see them: two a second, an even number, within a budget.
+"""Frames of a video, as its family was trained to see them: two a second, within a budget.
 
-Which frames, and how large, follows qwen-vl-utils 0.0.14 (`vision_process.smart_nframes`, `fetch_video`); the
-budget of pixels is that of its versions for Qwen2-VL (to 0.0.8), a fifth of what later models may use. Frames
-are resized as they are read, so memory is that of the resized frames, however long the file.
+Which frames, and how large, follows qwen-vl-utils 0.0.14 (`vision_process.smart_nframes`, `fetch_video`) for
+Qwen2-VL and Qwen2.5-VL, and transformers' `Qwen3VLVideoProcessor` (`sample_frames`, `smart_resize`) for
+Qwen3-VL. Qwen2-VL's budget of pixels is that of the versions published for it (to 0.0.8), a fifth of what
+later models may use. Frames are resized as they are read, so memory is that of the resized frames, however
+long the file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,40 +21,15 @@ from PIL import Image
 from qvl.runtime.errors import Cancelled, ImageError, VideoError
 from qvl.runtime.vision.clip import Clip, CutShort
 from qvl.runtime.vision.frames import Frames, VideoSource, open_frames, video_name
+from qvl.runtime.vision.image import MAX_ASPECT_RATIO
 from qvl.runtime.vision.preprocess import Picture, Preprocessor, smart_resize
+from qvl.runtime.vision.video_options import VideoOptions
 
 Progress: TypeAlias = Callable[[float], bool | None]
 """Called with the fraction done; returning False stops."""
 
 FRAME_FACTOR = 2
 """Frames are taken in multiples of this: a patch spans two frames."""
-
-
-@dataclass(frozen=True)
-class VideoOptions:
-    """How to sample a video.
-
-    Attributes:
-        fps: frames to take a second.
-        min_frames, max_frames: bounds of their number; a shorter video gives what it has.
-        min_pixels, max_pixels: bounds of a frame's area after resizing, in pixels.
-        total_pixels: bound of the area of all frames over two (of all tokens), in pixels.
-        source_fps: frames a second of a folder or list of frames; None takes them as sampled already.
-    """
-
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 768
-    min_pixels: int = 128 * 28 * 28
-    max_pixels: int = 768 * 28 * 28
-    total_pixels: int = 24576 * 28 * 28
-    source_fps: float | None = None
-
-    @classmethod
-    def of(cls, given: Iterable[tuple[str, float]]) -> VideoOptions:
-        """From the names and numbers that stand beside a video in a message."""
-        values: dict[str, Any] = {n: value if n.endswith("fps") else int(value) for n, value in given}
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -64,12 +41,14 @@ class VideoFrames:
         indices: place of each in the video, counted from 0.
         seconds: time of each; for frames without a rate, as if they came at `VideoOptions.fps`.
         source_size: (height, width) of the video as shown, in pixels.
+        fps: how many were taken of each second.
     """
 
     frames: NDArray[np.uint8]
     indices: tuple[int, ...]
     seconds: tuple[float, ...]
     source_size: tuple[int, int]
+    fps: float = 2.0
 
 
 def frame_indices(n_frames: int, source_fps: float | None, options: VideoOptions) -> list[int]:
@@ -79,6 +58,9 @@ def frame_indices(n_frames: int, source_fps: float | None, options: VideoOptions
     of them, up to `max_frames`). Equal to qwen-vl-utils', single precision of torch.linspace included.
     """
     most = min(options.max_frames, n_frames)
+    if options.by_volume and source_fps is not None:
+        count = min(max(int(n_frames / source_fps * options.fps), options.min_frames), most)
+        return np.linspace(0, n_frames - 1, count).round().astype(int).tolist()  # type: ignore[no-any-return]
     if source_fps is None:
         count = most
     else:
@@ -105,6 +87,10 @@ def frame_size(
     Raises:
         ImageError: an aspect ratio over 200.
     """
+    if options.by_volume:
+        most = min(options.total_pixels * FRAME_FACTOR, min(options.max_pixels, preprocessor.max_pixels) * n)
+        least = options.min_pixels * 4  # the fewest frames that are taken
+        return resize_volume(n, height, width, factor=preprocessor.factor, min_pixels=least, max_pixels=most)
     share = options.total_pixels / n * FRAME_FACTOR
     high = max(min(options.max_pixels, share), int(options.min_pixels * 1.05))
     high = min(high, preprocessor.max_pixels)
@@ -112,6 +98,39 @@ def frame_size(
     fits = options.min_pixels <= preprocessor.max_pixels
     low = options.min_pixels if fits else preprocessor.min_pixels
     return smart_resize(height, width, factor=preprocessor.factor, min_pixels=low, max_pixels=high)
+
+
+def resize_volume(
+    n: int, height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The (height, width) of each of n frames that keeps all of them within bounds, in pixels.
+
+    Equal to `smart_resize` of transformers' models/qwen3_vl/video_processing_qwen3_vl.py; one frame counts as
+    the two that it becomes.
+
+    Raises:
+        ImageError: an aspect ratio over 200.
+    """
+    n = max(n, FRAME_FACTOR)
+    if min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        ratio = max(height, width) / min(height, width)
+        raise ImageError(
+            f"aspect ratio {ratio:g}, expected at most {MAX_ASPECT_RATIO}", hint="crop the video"
+        )
+    h, w = round(height / factor) * factor, round(width / factor) * factor
+    volume = round(n / FRAME_FACTOR) * FRAME_FACTOR * h * w
+    if volume > max_pixels:
+        shrink = math.sqrt(n * height * width / max_pixels)
+        h = max(factor, math.floor(height / shrink / factor) * factor)
+        w = max(factor, math.floor(width / shrink / factor) * factor)
+    elif volume < min_pixels:
+        grow = math.sqrt(min_pixels / (n * height * width))
+        h = math.ceil(height * grow / factor) * factor
+        w = math.ceil(width * grow / factor) * factor
+    return h, w
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,7 @@ def plan_video(
     Raises:
         VideoError: as `load_video`, as far as the first frame shows it.
     """
-    options = options or VideoOptions()
+    options = options or preprocessor.sampling
     _check_options(options)
     name = video_name(source)
     reader = open_frames(source, options.source_fps)
@@ -176,7 +195,7 @@ def load_video(
         VideoError: no such file, not a video, damaged, without frames, or with frames of several sizes.
         Cancelled: progress asked to stop.
     """
-    options = options or VideoOptions()
+    options = options or preprocessor.sampling
     _check_options(options)
     name = video_name(source)
     reader = open_frames(source, options.source_fps)
@@ -220,7 +239,9 @@ def _load(
         if progress is not None and progress((done + 1) / len(indices)) is False:
             raise Cancelled(f"{name}: stopped while reading frames")
     rate = reader.fps or options.fps
-    return VideoFrames(frames, tuple(indices), tuple(i / rate for i in indices), shown)
+    seconds = tuple(i / rate for i in indices)
+    taken = len(indices) / reader.n_frames * reader.fps if reader.fps else options.fps
+    return VideoFrames(frames, tuple(indices), seconds, shown, taken)
 
 
 def _shape(frame: Picture) -> tuple[int, int]:

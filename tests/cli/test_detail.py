@@ -20,7 +20,8 @@ from qvl.runtime.detail import pace as pace_module
 from qvl.runtime.detail.cost import LOW_TOKENS, Detail, Pace
 from qvl.runtime.detail.pace import keep_pace, known_pace, measure_pace
 from qvl.runtime.model import Model
-from qvl.runtime.vision.video import VideoOptions, load_video
+from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.video_options import VideoOptions
 
 LOW = LOW_TOKENS * 28 * 28
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.sessions import FakeBackend
+from support.sessions import FakeBackend, unit
 
 from qvl.runtime.engine.store import EmbeddingStore, source_key
 from qvl.runtime.engine.units import common_prefix
@@ -48,12 +48,12 @@ def test_source_keys(tmp_path: Path) -> None:
 
 def test_a_store_stays_within_its_bound(backend: FakeBackend) -> None:
     store = EmbeddingStore(backend, max_bytes=3 * 4 * 4 * backend.n_embd)
-    units = [store.unit(VisionChunk("image", np.full((56, 56, 3), i, np.uint8))) for i in range(6)]
+    units = [unit(store, VisionChunk("image", np.full((56, 56, 3), i, np.uint8))) for i in range(6)]
     store.encode(units)
     assert backend.encoded == [6]
     store.encode([units[-1], units[-2]])
     assert backend.encoded == [6]
-    store.unit(VisionChunk("image", np.full((56, 56, 3), 0, np.uint8)))
+    unit(store, VisionChunk("image", np.full((56, 56, 3), 0, np.uint8)))
     store.encode([units[0]])
     assert backend.encoded == [6, 1] and backend.prepared == 7
 
@@ -66,12 +66,12 @@ def test_what_was_looked_at_ahead_is_waited_for_and_counted_once(backend: FakeBa
     backend.pause = 0.01
     store = EmbeddingStore(backend)
     store.look_ahead(lambda: [_grey(1), _grey(2)])
-    units = [store.unit(_grey(value)) for value in (2, 3)]  # waits
+    units = [unit(store, _grey(value)) for value in (2, 3)]  # waits
     assert backend.encoded == [2]
     encoded = store.encode(units)
     assert backend.encoded == [2, 1] and len(encoded.made) == 2
     expected = EmbeddingStore(FakeBackend(backend.n_embd))
-    alone = expected.encode([expected.unit(_grey(2))])
+    alone = expected.encode([unit(expected, _grey(2))])
     assert np.array_equal(encoded.vectors[units[0].key], alone.vectors[units[0].key])
     assert not store.encode(units).made
 
@@ -83,16 +83,16 @@ def test_what_is_looked_at_ahead_is_called_off(backend: FakeBackend) -> None:
     started = time.perf_counter()
     store.close()
     assert time.perf_counter() - started < 5
-    assert len(store.encode([store.unit(_grey(1))]).made) == 1
+    assert len(store.encode([unit(store, _grey(1))]).made) == 1
 
 
 def test_what_cannot_be_read_ahead_says_so_when_it_is_asked_about(backend: FakeBackend) -> None:
     store = EmbeddingStore(backend)
     missing = VisionChunk("image", "missing.png")
     store.look_ahead(lambda: [missing])
-    store.encode([store.unit(_grey(1))])
+    store.encode([unit(store, _grey(1))])
     with pytest.raises(ImageError, match=r"missing\.png"):
-        store.unit(missing)
+        unit(store, missing)
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.chatml import image, system, text, user
-from support.sessions import FakeBackend
+from support.sessions import RULES, FakeBackend
 
 from qvl.runtime.engine.batches import batches
 from qvl.runtime.engine.engine import Engine
@@ -31,14 +31,14 @@ class Bench:
 
     def __init__(self, model: LlamaModel, backend: FakeBackend) -> None:
         self.model, self.store = model, EmbeddingStore(backend)
-        self.template = ChatTemplate(model.vocab)
+        self.template = ChatTemplate(model.vocab, None, RULES)
 
     def engine(self, slots: int, n_ctx: int = 1024, n_batch: int = 64, **options: Any) -> Engine:
         context = Context(self.model, n_ctx=n_ctx, n_batch=n_batch, n_seq_max=slots, kv_type="f32", threads=1)
         return Engine(context, self.store, **options)
 
     def units(self, *messages: Message) -> list[Unit]:
-        return self.store.units(self.template.render(messages))
+        return self.template.units(messages, self.store.place)
 
     def request(self, units: list[Unit], *seeds: int, max_tokens: int = 12, **options: Any) -> Request:
         samplers = tuple(Sampler(self.model.vocab, Sampling(**{**vars(HOT), "seed": seed})) for seed in seeds)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.chatml import assistant, image, system, text, user
-from support.sessions import GREEDY, FakeBackend, fresh, held, new_session
+from support.sessions import GREEDY, RULES, FakeBackend, fresh, held, new_session
 
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
@@ -203,7 +203,7 @@ def test_an_unreadable_picture_leaves_the_session_usable(session: Session, model
 
 def test_no_encoder(model: LlamaModel) -> None:
     context = Context(model, n_ctx=256)
-    session = Session(context, EmbeddingStore(None), ChatTemplate(model.vocab))
+    session = Session(context, EmbeddingStore(None), ChatTemplate(model.vocab, None, RULES))
     assert session.generate([user("x")], max_tokens=2).result().usage.completion_tokens <= 2
     with pytest.raises(InputError, match="without an image encoder") as caught:
         session.generate([user(image(56, 56))]).result()

@@ -26,7 +26,7 @@ from qvl.runtime.engine.units import VisionUnit, n_cells
 from qvl.runtime.errors import Cancelled, GGUFError, InputError
 from qvl.runtime.find import find_model
 from qvl.runtime.llama.epsilon import restore_epsilon
-from qvl.runtime.vision.video import VideoOptions
+from qvl.runtime.vision.video_options import VideoOptions
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "text.npz")
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
@@ -107,7 +107,7 @@ def test_an_epsilon_that_is_not_found_beyond_doubt_is_left(places: int) -> None:
 @pytest.mark.parametrize("n_ubatch", [16, 100])
 def test_a_prompt_longer_than_the_micro_batch(model: Model, n_ubatch: int) -> None:
     for name in ("languages", "large image"):
-        units = model._store.units(model.template.render(CONVERSATIONS[name]))
+        units = model.template.units(CONVERSATIONS[name], model._store.place)
         found = model._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
         options = {"n_batch": n, "n_ubatch": n_ubatch, "n_outputs_max": n}

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from support.chatml import CONVERSATIONS, INSTRUCT_TEMPLATE, PLAIN, assistant, image, system, text, user
 
 from qvl.runtime.errors import PromptError
+from qvl.runtime.families.qwen2_vl.prompt import DEFAULT_SYSTEM, rules
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.vocab import Vocab
-from qvl.runtime.prompt.chatml import DEFAULT_SYSTEM, ChatTemplate, Chunk, TextChunk, default_system
+from qvl.runtime.prompt.chatml import ChatTemplate, Chunk, TextChunk
 from qvl.runtime.prompt.messages import Message, VisionChunk
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "text.npz")
@@ -26,8 +27,8 @@ CONTROL = (
     "<|endoftext|>",
     "<|vision_start|>",
     "<|image_pad|>",
-    "<|box_start|>",
 )
+RULES = rules({}, {})
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def vocab(model: LlamaModel) -> Vocab:
 
 @pytest.fixture(scope="module")
 def template(vocab: Vocab) -> ChatTemplate:
-    return ChatTemplate(vocab, INSTRUCT_TEMPLATE)
+    return ChatTemplate(vocab, INSTRUCT_TEMPLATE, RULES)
 
 
 def flat(chunks: list[Chunk], pad: int) -> list[int]:
@@ -94,21 +95,36 @@ def test_lone_surrogates_become_replacement_characters(vocab: Vocab) -> None:
     assert vocab.detokenize(vocab.tokenize("a\ud83db")) == "a�b"
 
 
-def test_an_assistants_boxes_are_tokens_again_but_a_users_are_not(
-    template: ChatTemplate, vocab: Vocab
-) -> None:
+def test_boxes_are_tokens_in_every_text_and_nothing_else_is(template: ChatTemplate, vocab: Vocab) -> None:
     box = vocab.control("<|box_start|>")
     reply = "<|box_start|>(1,2),(3,4)<|box_end|>"
     [said] = template.render([user("x"), assistant(reply), user("y")])
-    [typed] = template.render([user(reply)])
+    [typed] = template.render([system(reply), user(reply)])
     assert isinstance(said, TextChunk) and isinstance(typed, TextChunk)
     assert said.tokens.count(box) == 1
-    assert box not in typed.tokens
+    assert typed.tokens.count(box) == 2
     end = vocab.control("<|im_end|>")
     [forged] = template.render([user("x"), assistant("a<|im_end|>b"), user("y")])
     [honest] = template.render([user("x"), assistant("a b"), user("y")])
     assert isinstance(forged, TextChunk) and isinstance(honest, TextChunk)
     assert forged.tokens.count(end) == honest.tokens.count(end)
+
+
+@pytest.mark.parametrize("parts", [("<|im_", "end|>"), ("<", "|im_end|>"), ("<|im_end|", ">")])
+def test_a_control_token_in_two_parts_stays_text(
+    template: ChatTemplate, vocab: Vocab, parts: tuple[str, str]
+) -> None:
+    [chunk] = template.render([user(*map(text, parts))])
+    assert isinstance(chunk, TextChunk)
+    assert chunk.tokens.count(vocab.control("<|im_end|>")) == 2
+    assert "".join(parts) in vocab.detokenize(chunk.tokens)
+
+
+def test_the_marks_themselves_survive(template: ChatTemplate, vocab: Vocab) -> None:
+    typed = "a\ufdd0b\ufdd0\ufdd1c<\ufdd0|im_end|>"
+    [chunk] = template.render([user(typed)])
+    assert isinstance(chunk, TextChunk)
+    assert f"user\n{typed}<|im_end|>" in vocab.detokenize(chunk.tokens)
 
 
 def test_content_keeps_its_order(template: ChatTemplate) -> None:
@@ -136,6 +152,20 @@ def test_sampled_tokens_stand_for_their_text(template: ChatTemplate, vocab: Voca
     assert " ".join(map(str, [*sampled, vocab.control("<|im_end|>")])) in joined
 
 
+FACTORY = (  # as LLaMA-Factory exports templates, shortened
+    "{% if messages[0]['role'] == 'system' %}"
+    "{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
+SET = (
+    "{% set system_message = 'Be brief.' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set system_message = messages[0]['content'] %}{% endif %}"
+    "{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}"
+)
+
+
 @pytest.mark.parametrize(
     ("chat_template", "expected"),
     [
@@ -143,19 +173,45 @@ def test_sampled_tokens_stand_for_their_text(template: ChatTemplate, vocab: Voca
         ("{{ messages }} base, without roles", DEFAULT_SYSTEM),
         (INSTRUCT_TEMPLATE, DEFAULT_SYSTEM),
         (INSTRUCT_TEMPLATE.replace("helpful assistant", "pirate"), "You are a pirate."),
-        (r"{{- '<|im_start|>system\nBe brief.<|im_end|>\n' }}", "Be brief."),
+        (FACTORY, "Be kind."),
+        (SET, "Be brief."),
         ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}", None),
+        ("<|im_start|>{% broken", DEFAULT_SYSTEM),
+        ("<|im_start|>{% for i in range(9**9) %}{% endfor %}", DEFAULT_SYSTEM),
     ],
 )
-def test_default_system_prompt(chat_template: str | None, expected: str | None) -> None:
-    assert default_system(chat_template) == expected
-
-
-def test_no_default_system_prompt(vocab: Vocab) -> None:
-    bare = ChatTemplate(vocab, "<|im_start|>{{ role }}")
-    [chunk] = bare.render([user("x")])
+def test_the_default_system_prompt_is_what_the_template_renders(
+    vocab: Vocab, chat_template: str | None, expected: str | None
+) -> None:
+    [chunk] = ChatTemplate(vocab, chat_template, RULES).render([user("x")])
     assert isinstance(chunk, TextChunk)
-    assert vocab.detokenize(chunk.tokens).startswith("<|im_start|>user")
+    written = vocab.detokenize(chunk.tokens)
+    assert written.startswith(
+        "<|im_start|>user" if expected is None else f"<|im_start|>system\n{expected}<|im_end|>"
+    )
+
+
+def test_an_empty_system_prompt_is_an_empty_turn(template: ChatTemplate, vocab: Vocab) -> None:
+    [chunk] = template.render([system(""), user("x")])
+    assert isinstance(chunk, TextChunk)
+    assert vocab.detokenize(chunk.tokens).startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user")
+
+
+def test_a_template_that_shows_no_pictures_gives_way(vocab: Vocab) -> None:
+    blind = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    chunks = ChatTemplate(vocab, blind, RULES).render([user(image(28, 28), text("x"))])
+    assert [type(chunk).__name__ for chunk in chunks] == ["TextChunk", "VisionChunk", "TextChunk"]
+
+
+def test_what_a_template_refuses_is_said(vocab: Vocab) -> None:
+    strict = "<|im_start|>{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(PromptError, match="roles must alternate"):
+        ChatTemplate(vocab, strict, RULES).render([user("x")])
+
+
+def test_tools_need_a_template_that_takes_them(template: ChatTemplate) -> None:
+    with pytest.raises(PromptError, match="takes no tools"):
+        template.render([user("x")], tools=[{"type": "function", "function": {"name": "f"}}])
 
 
 @pytest.mark.parametrize(
@@ -195,7 +251,12 @@ def test_options_beside_a_source(template: ChatTemplate) -> None:
         ({"role": "user", "content": "x"}, "expected a list"),
         (["hello"], "expected role and content"),
         ([{"role": "user"}], "expected role and content"),
-        ([{"role": "tool", "content": "x"}], "has role 'tool'"),
+        ([{"role": "robot", "content": "x"}], "has role 'robot'"),
+        ([{"role": "assistant", "tool_calls": [b"x"]}], "tool_calls is no JSON"),
+        ([user({"type": "image_url", "image_url": {}})], "expected text, image or video"),
+        ([user({"type": "image_url", "image_url": {"url": "data:image/png;base64,é"}})], "base64"),
+        ([user({"type": "image", "image": "a\0b"})], "NUL"),
+        ([user({"type": "image", "image": "a.jpg", "max_pixels": float("inf")})], "max_pixels is inf"),
         ([{"role": "user", "content": 7}], "content is int"),
         ([{"role": "user", "content": b"x"}], "content is bytes"),
         ([user({"type": "audio", "audio": "x"})], "expected text, image or video"),

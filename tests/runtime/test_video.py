@@ -19,7 +19,8 @@ from support.patterns import pattern
 
 from qvl.runtime.errors import Cancelled, VideoError
 from qvl.runtime.vision.preprocess import Preprocessor
-from qvl.runtime.vision.video import VideoOptions, frame_indices, frame_size, load_video
+from qvl.runtime.vision.video import frame_indices, frame_size, load_video
+from qvl.runtime.vision.video_options import VideoOptions
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "vision_frames.npz"
 SMALL = VideoOptions(min_pixels=3136, max_pixels=64 * 784)

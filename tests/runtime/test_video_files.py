@@ -22,7 +22,8 @@ from support.clips import coded, decoded, rotate, write_clip
 from qvl.runtime.errors import VideoError
 from qvl.runtime.vision.clip import Clip
 from qvl.runtime.vision.preprocess import Preprocessor
-from qvl.runtime.vision.video import VideoFrames, VideoOptions, load_video
+from qvl.runtime.vision.video import VideoFrames, load_video
+from qvl.runtime.vision.video_options import VideoOptions
 
 N = 240
 H264 = {"bf": "3", "g": "60", "preset": "ultrafast", "x264-params": "scenecut=0:bframes=3:b-adapt=0"}

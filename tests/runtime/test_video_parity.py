@@ -18,7 +18,8 @@ from qvl.convert import Converted, convert
 from qvl.runtime import Model, load
 from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
 from qvl.runtime.prompt.positions import Span, TextSpan, mrope_positions
-from qvl.runtime.vision.video import VideoOptions, load_video
+from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.video_options import VideoOptions
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden" / "video.npz")
 OPTIONS = VideoOptions(min_pixels=MIN_PIXELS)
@@ -48,7 +49,7 @@ def log_softmax(rows: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def units_of(model: Model, name: str) -> list[Unit]:
-    return model._store.units(model.template.render(VIDEO_CHATS[name]))
+    return model.template.units(VIDEO_CHATS[name], model._store.place)
 
 
 def test_the_golden_file_is_of_these_weights(tiny_checkpoint: Path) -> None:

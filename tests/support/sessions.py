@@ -10,15 +10,18 @@ import numpy as np
 
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
-from qvl.runtime.engine.units import Unit
+from qvl.runtime.engine.units import Unit, VisionUnit
 from qvl.runtime.errors import ImageError
+from qvl.runtime.families.qwen2_vl.prompt import rules
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message, VisionChunk
+from qvl.runtime.prompt.rules import one_span
 from qvl.runtime.vision.encoder import VisionEmbedding
 from qvl.runtime.vision.preprocess import Patches
 
+RULES = rules({}, {})
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
 
 
@@ -26,6 +29,7 @@ class FakeBackend:
     """Embeddings made of the picture's mean colour and size: no encoder, and every call is counted."""
 
     merge_size = 2
+    layout = staticmethod(one_span)
 
     def __init__(self, n_embd: int) -> None:
         self.n_embd = n_embd
@@ -59,7 +63,7 @@ class FakeBackend:
 
 def new_session(model: LlamaModel, backend: FakeBackend, n_ctx: int = 1024, **options: Any) -> Session:
     context = Context(model, n_ctx=n_ctx, n_batch=64, kv_type="f32", threads=1)
-    return Session(context, EmbeddingStore(backend), ChatTemplate(model.vocab), **options)
+    return Session(context, EmbeddingStore(backend), ChatTemplate(model.vocab, None, RULES), **options)
 
 
 def fresh(model: LlamaModel, messages: Sequence[Message], **options: Any) -> tuple[int, ...]:
@@ -75,3 +79,10 @@ def held(session: Session) -> list[Unit]:
     """The units that the session's only slot holds."""
     [slot] = session.engine._slots.all
     return slot.units
+
+
+def unit(store: EmbeddingStore, chunk: VisionChunk) -> VisionUnit:
+    """The one unit that a picture is."""
+    [placed] = store.place(chunk)
+    assert isinstance(placed, VisionUnit)
+    return placed

@@ -48,8 +48,9 @@ from qvl.runtime.vision.tensors import (
     vectors,
 )
 from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
+from qvl.runtime.vision.video_options import VideoOptions
 
-PREPROCESSOR: Final = Preprocessor()
+PREPROCESSOR: Final = Preprocessor(sampling=VideoOptions(total_pixels=int(128000 * 28 * 28 * 0.9)))
 WINDOW_SIZE: Final = 112
 
 

@@ -47,10 +47,18 @@ from qvl.runtime.vision.tensors import (
     vectors,
 )
 from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
+from qvl.runtime.vision.video_options import VideoOptions
 
 _HALF: Final = (0.5, 0.5, 0.5)
 PREPROCESSOR: Final = Preprocessor(
-    patch_size=16, min_pixels=256 * 256, max_pixels=4096 * 4096, mean=_HALF, std=_HALF
+    patch_size=16,
+    min_pixels=256 * 256,
+    max_pixels=4096 * 4096,
+    mean=_HALF,
+    std=_HALF,
+    sampling=VideoOptions(
+        min_pixels=32 * 32, max_pixels=1 << 30, total_pixels=12288 * 32 * 32, by_volume=True
+    ),
 )
 TABLE: Final = "v.position_embd.weight"
 CORNERS: Final = 4
