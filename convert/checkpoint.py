@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,10 +170,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(raw, path)
 
 
+_SURROGATE: Final = re.compile(rb"\\\\u[dD][89a-fA-F]")
+
+
 def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     """As `read_json`, from bytes; path is for the message."""
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        if _SURROGATE.search(raw):  # half of a pair is no text, and fits in no GGUF file
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise CheckpointError(f"{path}: not valid JSON: {error}", hint=_DAMAGED) from error
     if not isinstance(value, dict):

@@ -121,6 +121,27 @@ def state_dir() -> Path:
     return _base("XDG_STATE_HOME", ".local/state") / "qvl"
 
 
+_MAX_DEPTH: Final = 64
+_BRACKETS: Final = re.compile(r'"(?:\\.|[^"\\])*"|[\[\]{}]')
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that is nested no deeper than anything that qvl reads.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, or nested deeper than 64 levels.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    if text.count("[") + text.count("{") > _MAX_DEPTH:  # only then can it be too deep
+        depth = 0
+        for found in _BRACKETS.finditer(text):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
+    return json.loads(text)
+
+
 def as_json(value: Any, *, indent: int | None = None) -> str:
     """JSON in plain UTF-8; where a file name is no valid UTF-8, all is escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from qvl.runtime.atomic import PRIVATE, write_error, write_whole
-from qvl.runtime.errors import FormatError, InputError
-from qvl.runtime.files import as_json, expanded, is_portable, state_dir
+from qvl.runtime.errors import FormatError, InputError, check_text, check_whole
+from qvl.runtime.files import as_json, expanded, is_portable, is_there, open_file, parse_json, state_dir
+from qvl.runtime.llama.sampler import Sampling
+from qvl.runtime.prompt.messages import parse_turn
 
 VERSION: Final = 1
 LAST: Final = "last"
@@ -72,13 +73,14 @@ def load(name: str) -> Saved:
     """
     path = session_path(name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            content = parse_json(file.read())
     except FileNotFoundError as e:
         raise InputError(f"{path}: no such session", hint=_known_hint()) from e
     except (OSError, ValueError) as e:
         raise FormatError(f"{path}: cannot be read as a session: {e}") from e
     saved = _checked(path, content)
-    if gone := [part for part in _media(saved.messages) if not Path(part).exists()]:
+    if gone := [part for part in _media(saved.messages) if not is_there(Path(part))]:
         hint = "put them back, or mend the paths in the session's file"
         raise InputError(f"{path}: speaks of files that are gone: {', '.join(gone)}", hint=hint)
     return saved
@@ -94,6 +96,15 @@ def _checked(path: Path, content: Any) -> Saved:
     system, settings = content.get("system"), content.get("settings", {})
     if not (system is None or isinstance(system, str)) or not isinstance(settings, dict):
         raise FormatError(f'{path}: "system" must be a text and "settings" an object')
+    try:
+        for i, message in enumerate(messages):
+            parse_turn(i, message)
+        known = {f.name for f in fields(Sampling)} & settings.keys()
+        Sampling().override(**{name: settings[name] for name in known})
+        check_whole("max_tokens", settings.get("max_tokens", 1), 1)
+        check_text("system", system or "")
+    except InputError as e:
+        raise FormatError(f"{path}: {e.message}", hint=e.hint) from e
     return Saved(messages, system, content.get("model"), settings)
 
 

@@ -11,7 +11,6 @@ Pictures of equal content are found here before any is handed out, so that each 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from qvl.runtime.caption.runner import Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.caption.stdout import Stream
 from qvl.runtime.errors import BackendError, Cancelled, QvlError
+from qvl.runtime.files import parse_json
 from qvl.runtime.find import ModelFiles
 
 BLOCK: Final = 32  # pictures that an actor takes at once; what a killed one loses at most
@@ -185,7 +185,7 @@ class RayRunner(Book):
 
     def _results(self, item: Item, line: str, copies: Copies) -> list[Result]:
         """The record of a picture, which an actor knows by its absolute path, and those of its copies."""
-        record = Record.from_dict(json.loads(line))
+        record = Record.from_dict(parse_json(line))
         results: list[Result] = []
         for each in (item, *copies.get(item.path, ())):
             error = record.error and record.error.replace(record.path, each.path)

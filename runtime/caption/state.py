@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 from qvl.runtime.atomic import sync
 from qvl.runtime.caption.settings import Settings
 from qvl.runtime.errors import FormatError
+from qvl.runtime.files import parse_json
 from qvl.runtime.locks import Lock
 
 Mode: TypeAlias = Literal["skip", "retry-errors", "overwrite", "append", "prepend"]
@@ -70,7 +71,7 @@ class StateFile:
         found: Any = {}
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # torn by a crash: the line before it holds
-                found = json.loads(line) or found
+                found = parse_json(line) or found
         hint = "remove it: the captions stay, and only with which settings they were made is forgotten"
         if not isinstance(found, dict):
             raise FormatError(f"{self.path}: a {type(found).__name__}, expected an object", hint=hint)

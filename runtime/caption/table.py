@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 from qvl.runtime.caption.record import FIELDS, Record
 from qvl.runtime.errors import FormatError
+from qvl.runtime.files import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Jsonl:
         return f"{record.as_json()}\n".encode()
 
     def decode(self, line: bytes) -> Record:
-        values = json.loads(line)
+        values = parse_json(line)
         if not isinstance(values, dict):
             raise FormatError("no JSON object")
         return Record.from_dict(values)
@@ -93,7 +94,7 @@ class Csv:
             raise FormatError(f"{len(rows[0]) if rows else 0} fields, expected {len(FIELDS)}")
         values: dict[str, Any] = {n: cell for n, cell in zip(FIELDS, rows[0], strict=True) if cell}
         values |= {n: kind(values[n]) for n, kind in self._NUMBERS.items() if n in values}
-        values |= {n: json.loads(values[n]) for n in self._LISTS if n in values}
+        values |= {n: parse_json(values[n]) for n in self._LISTS if n in values}
         if "error" not in values:
             values.setdefault("caption", "")  # an empty caption is one all the same
         return Record.from_dict(values)

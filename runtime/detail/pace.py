@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qvl.runtime.atomic import write_whole
 from qvl.runtime.detail.cost import Pace
-from qvl.runtime.files import default_directory, file_identity
+from qvl.runtime.files import default_directory, file_identity, parse_json
 from qvl.runtime.llama.context import Context
 from qvl.runtime.resources import default_threads
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             return {}
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}

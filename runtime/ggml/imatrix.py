@@ -15,13 +15,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import GGUFError
-from qvl.runtime.ggml.gguf import TensorInfo, read_gguf
+from qvl.runtime.errors import GGUFError, shown
+from qvl.runtime.ggml.gguf import GGUFFile, TensorInfo, read_gguf
 from qvl.runtime.ggml.gguf_writer import Value, write_gguf
 from qvl.runtime.ggml.library import Type
 
@@ -140,14 +140,22 @@ def read_imatrix(path: str | Path) -> Imatrix:
             raise GGUFError(f"{path}: {name} has sums that are negative or not finite", hint=_HINT)
         products = _products(file.path, file.tensors.get(name + PRODUCTS), len(sums))
         entries[name] = Entry(sums.astype(np.float64), int(counts[0]), products)
-    meta = file.metadata
     return Imatrix(
         entries,
-        tuple(map(str, meta.get(DATASETS, ()))),
-        int(meta.get(CHUNKS, 0)),
-        int(meta.get(CHUNK_SIZE, 0)),
-        {key: value for key, value in meta.items() if key.startswith("qvl.")},
+        tuple(_field(file, DATASETS, list, [])),
+        _field(file, CHUNKS, int, 0),
+        _field(file, CHUNK_SIZE, int, 0),
+        {key: _field(file, key, (str, int), 0) for key in file.metadata if key.startswith("qvl.")},
     )
+
+
+def _field(file: GGUFFile, key: str, kinds: Any, default: Any) -> Any:
+    """A value of the header that has one of the kinds; of a list, strings."""
+    value = file.metadata.get(key, default)
+    whole = not isinstance(value, list) or all(isinstance(item, str) for item in value)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not whole:
+        raise GGUFError(f"{file.path}: {key} is {shown(value)}, which no importance matrix has", hint=_HINT)
+    return value
 
 
 def _products(path: Path, info: TensorInfo | None, n_in: int) -> NDArray[np.float32] | None:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, shown
+from qvl.runtime.files import parse_json
 from qvl.runtime.grammar.numbers import integers_between, numbers_between
 
 _BUILT_IN: Final = {
@@ -51,6 +52,14 @@ _KNOWN: Final = {
     "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength",
     "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
 }  # fmt: skip
+_SHAPES: Final = {
+    **dict.fromkeys(("properties", "$defs", "definitions"), ("object",)),
+    **dict.fromkeys(("required", "allOf", "anyOf", "oneOf", "enum", "prefixItems"), ("array",)),
+    **dict.fromkeys(("minItems", "maxItems", "minLength", "maxLength"), ("integer",)),
+    "type": ("string", "array"),
+    "format": ("string",),
+    "$ref": ("string",),
+}
 _NAMES: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|([a-z][a-z0-9-]*)')
 _MAX_REPEAT: Final = 2000  # llama.cpp refuses to repeat more often
 _MAX_DEPTH: Final = 64
@@ -64,7 +73,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     """
     hint = "`schema` takes a JSON schema"
     try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        schema = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from e
     except (ValueError, RecursionError) as e:
@@ -86,7 +95,7 @@ def schema_to_grammar(schema: Mapping[str, Any] | str) -> str:
     """
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = parse_json(schema)
         except ValueError as e:
             raise InputError(f"the JSON schema is not JSON: {e}") from e
     if not isinstance(schema, Mapping):
@@ -144,6 +153,7 @@ class _Converter:
 
     def _merged(self, schema: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """allOf, and what stands beside $ref, as one schema."""
+        _check_shapes(schema, path)
         parts: list[Mapping[str, Any]] = []
         if "$ref" in schema and schema.keys() - _NOTES - {"$ref"}:
             parts = [self._resolve(schema["$ref"], path)]
@@ -325,6 +335,18 @@ class _Converter:
         "items": lambda self, schema, path, depth: self._array(schema, path, depth),
         "prefixItems": lambda self, schema, path, depth: self._array(schema, path, depth),
     }
+
+
+def _check_shapes(schema: Mapping[str, Any], path: str) -> None:
+    """See that keywords have values of the types that the vocabulary gives them."""
+    for key, kinds in _SHAPES.items():
+        if key in schema and not any(_is(schema[key], kind) for kind in kinds):
+            raise InputError(
+                f"the JSON schema has {key} {shown(schema[key])} at {path}, expected {' or '.join(kinds)}"
+            )
+    for key in ("required", "type"):
+        if isinstance(schema.get(key), list) and not all(isinstance(name, str) for name in schema[key]):
+            raise InputError(f"the JSON schema has {key} {shown(schema[key])} at {path}, expected strings")
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import parse_json
 
 QUESTIONS: Final = (
     "Describe this image.",
@@ -102,7 +102,7 @@ def sample_pictures() -> Path:
 
 def _asked(folder: Path) -> list[Sample]:
     """The questions that a folder's answers.json has about its pictures."""
-    records = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
+    records = parse_json((folder / ANSWERS).read_text(encoding="utf-8"))
     return [
         Sample(question, folder / record["file"])
         for record in records
@@ -126,7 +126,7 @@ def _lines(path: Path) -> list[str]:
 
 def _sample(path: Path, number: int, line: str, folder: Path) -> Sample:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         prompt, image = record["prompt"], record.get("image")
     except (ValueError, KeyError, AttributeError) as e:
         raise InputError(

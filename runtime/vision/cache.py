@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.atomic import PRIVATE, replacing
+from qvl.runtime.files import parse_json
 from qvl.runtime.vision.preprocess import Patches
 
 Grid: TypeAlias = tuple[int, int, int]
@@ -273,7 +274,7 @@ def _decode(data: bytes, key: str) -> Entry:
     (length,) = struct.unpack_from("<Q", data)
     if length > len(data) - 8:
         raise ValueError("header beyond the file")
-    header: Any = json.loads(data[8 : 8 + length])
+    header: Any = parse_json(data[8 : 8 + length])
     metadata, tensor = header["__metadata__"], header["embeddings"]
     body = memoryview(data)[8 + length :]
     if metadata["key"] != key or metadata["crc32"] != _checksum(metadata, tensor, body):

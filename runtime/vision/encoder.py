@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -230,6 +231,11 @@ class VisionEncoder:
         encoding = self._encoding(grids)
         pixels = np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values
         arrays = {PIXELS: pixels, **self._tower.inputs(self.config, grids)}
+        if pixels.size != math.prod(encoding.inputs[PIXELS].shape):
+            raise GGUFError(
+                f"{self.path}: its metadata cut patches of {pixels.shape[-1]} values, "
+                f"its encoder takes {encoding.inputs[PIXELS].shape[-1]}"
+            )
         for name, tensor in encoding.inputs.items():
             set_data(tensor, arrays[name])
         return encoding

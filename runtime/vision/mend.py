@@ -60,6 +60,7 @@ def mended_png(file: IO[bytes]) -> tuple[IO[bytes], PngHeader]:
 
 def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """(kind, data) of critical chunks, tRNS and eXIf; a damaged critical one raw, as (b"", bytes)."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(len(_PNG))
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -67,7 +68,7 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
         if not is_critical and (kind not in (b"tRNS", b"eXIf") or length > _MOST_TABLE):
             file.seek(length + 4, io.SEEK_CUR)
             continue
-        data = file.read(length)
+        data = file.read(min(length, size - file.tell()))  # Python makes room for what is asked
         checksum = file.read(4)
         is_whole = len(data) == length and int.from_bytes(checksum, "big") == zlib.crc32(kind + data)
         if is_whole:

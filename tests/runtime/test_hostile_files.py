@@ -1,0 +1,124 @@
+"""What tests/fuzz has found: damaged or hostile files, and the errors that they get."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.gguf_edit import edit
+
+from qvl.cli.chat import sessions
+from qvl.convert import Converted
+from qvl.convert.checkpoint import parse_json as parse_checkpoint_json
+from qvl.convert.checkpoint import read_json
+from qvl.runtime.caption.ledger import Ledger
+from qvl.runtime.errors import CheckpointError, FormatError, GGUFError, ImageError, InputError
+from qvl.runtime.files import parse_json
+from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+from qvl.runtime.grammar.schema import schema_to_grammar
+from qvl.runtime.vision.image import open_picture
+
+DEEP = "[" * 2000 + "]" * 2000
+
+
+def test_json_is_bounded_in_depth() -> None:
+    assert parse_json('{"a": ["[[[[", {}]}') == {"a": ["[[[[", {}]}
+    assert parse_json(b"[" * 64 + b"]" * 64)
+    assert parse_json(json.dumps(["[" * 500, *[[]] * 500]))
+    for text in (DEEP, "[" * 65 + "]" * 65, '{"a":' * 65 + "1" + "}" * 65, b"\xff"):
+        with pytest.raises(ValueError):
+            parse_json(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"temperature": "hot"}},
+        {"settings": {"top_k": 1.5}},
+        {"settings": {"max_tokens": 0}},
+        {"settings": {"seed": -1}},
+        {"system": "a\0"},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a\0.png"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png", "max_pixels": "x"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "x" * 5000}]}]},
+    ],
+)
+def test_a_session_is_refused_by_its_name(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"qvl_session": 1, "messages": [], **change}))
+    with pytest.raises((FormatError, InputError), match=r"s\.json: "):
+        sessions.load(str(path))
+
+
+@pytest.mark.parametrize("content", [DEEP, '{"qvl_session": 1, "messages": ' + DEEP + "}", "\udcff"])
+def test_a_session_that_cannot_be_parsed(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(FormatError, match=r"s\.json: cannot be read as a session"):
+        sessions.load(str(path))
+
+
+def test_records_and_their_state_that_are_too_deep(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(f'{{"path": "a", "caption": "b", "boxes": {DEEP}}}\n')
+    with pytest.raises(FormatError, match=r"out\.jsonl: record 1 cannot be read: nested deeper"):
+        Ledger(out, {})
+    out.write_text("")
+    (tmp_path / "out.jsonl.qvl").write_text(f"{DEEP}\n")  # as a torn line: the settings are not known
+    Ledger(out, {}).close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("imatrix.datasets", 5), ("imatrix.datasets", [5]), ("imatrix.chunk_count", "many"),
+     ("imatrix.chunk_size", 1.5), ("imatrix.chunk_count", True), ("qvl.imatrix.prompts_done", ["x"])],
+)  # fmt: skip
+def test_fields_of_an_importance_matrix(tmp_path: Path, key: str, value: object) -> None:
+    good, bad = tmp_path / "good.gguf", tmp_path / "bad.gguf"
+    write_imatrix(
+        good, Imatrix({"a.weight": Entry(np.ones(32), 1)}, ("x",), 1, extra={"general.architecture": "x"})
+    )
+    with pytest.raises(GGUFError, match=rf"bad\.gguf: {key} is"):
+        read_imatrix(edit(good, bad, metadata={key: value}))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"required": 5}, {"required": [[]]}, {"properties": 3}, {"allOf": {}}, {"type": [{}]}, {"type": 7},
+     {"$ref": []}, {"enum": 1}, {"prefixItems": "x"}, {"minItems": "x"}, {"format": 1},
+     {"$defs": 1, "type": "string"}],
+)  # fmt: skip
+def test_schemas_of_other_shapes(schema: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="the JSON schema"):
+        schema_to_grammar(schema if "type" in schema else {"type": "object", **schema})
+
+
+def test_patches_that_the_encoder_does_not_take(tiny_model: Converted, tmp_path: Path) -> None:
+    from qvl.runtime.vision.encoder import VisionEncoder
+
+    path = edit(tiny_model.mmproj, tmp_path / "m.gguf", metadata={"qvl.vision.temporal_patch_size": 7})
+    with pytest.raises(GGUFError, match=r"m\.gguf"):
+        VisionEncoder(path, device="cpu").encode([np.zeros((56, 56, 3), np.uint8)])
+
+
+def test_a_png_chunk_longer_than_the_file_takes_no_memory(tmp_path: Path) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 0xFFFFFFF0) + b"IDAT" + b"x" * 100
+    (tmp_path / "a.png").write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"a\.png"):
+            open_picture(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_checkpoints_text_with_half_a_surrogate_pair(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": "\\udcff"}')
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
+        read_json(tmp_path / "config.json")
+    assert parse_checkpoint_json(b'{"a": "\\ud83d\\ude00"}', tmp_path) == {"a": "\U0001f600"}
