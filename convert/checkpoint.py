@@ -170,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(raw, path)
 
 
-_SURROGATE: Final = re.compile(rb"\\\\u[dD][89a-fA-F]")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
