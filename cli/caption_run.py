@@ -235,6 +235,8 @@ class Report:
             parts.append(f"{tally.failed} failed")
         if tally.skipped:
             parts.append(f"{tally.skipped} done before")
+        if tally.renamed:
+            parts.append(f"{tally.renamed} of all are in it under another path")
         if tally.failed_before:
             parts.append(f"{tally.failed_before} of them had failed (--retry-errors tries them again)")
         if tally.interrupted:

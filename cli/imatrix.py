@@ -99,6 +99,7 @@ def imatrix(
             save_every=save_every,
             force=force,
             progress=progress,
+            warn=out.warn,
         )
     seen = [sum(n.startswith(start) for n in made.entries) for start in ("blk.", ("v.", "mm."))]
     parts = f"{seen[0]} matrices of the decoder, {seen[1]} of the image encoder"

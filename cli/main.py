@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -73,6 +74,12 @@ def _run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as e:
+        if e.errno == errno.EBADF and not e.filename:
+            out.error(
+                "stdout is closed: the output cannot be written", "leave out `>&-`, or name a file with -o"
+            )
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
         hint = "check the path, its permissions and the free space"
         out.error(f"{e.filename or 'input or output'}: {e.strerror or e}", hint)
         return FAILED
@@ -128,6 +135,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # Windows writes its old code page to pipes and files, in which JSON would be no JSON.
             stream.reconfigure(encoding="utf-8" if os.name == "nt" else None, errors="backslashreplace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as names and lists are read
     signal.signal(signal.SIGTERM, _terminate)
     if sys.argv[1:2] not in ([], ["-h"], ["--help"]):
         from qvl.runtime.interrupt import RAISING
@@ -150,7 +159,8 @@ def _open_what_is_closed() -> None:
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
+            # What is asked for would be lost in the null device without a word, so writing there fails.
+            null = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)

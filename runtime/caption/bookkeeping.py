@@ -8,8 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
 from qvl.runtime.caption.activity import Activity
@@ -31,6 +30,7 @@ class Results(Protocol):
 
     def is_done(self, path: str) -> bool: ...
     def failed(self, path: str) -> bool | None: ...
+    def alias(self, path: str) -> str: ...
     def record(self, path: str) -> Record | None: ...
     def with_content(self, sha256: str, prompt: str) -> Record | None: ...
     def recent(self, n: int) -> list[Record]: ...
@@ -70,6 +70,7 @@ class Tally:
 
     Attributes:
         total: pictures asked for; skipped: done before this run; failed_before: skipped with an error.
+        renamed: that the results know under another path of the same file.
         copied: captioned by the caption of a picture with the same content.
         seconds: by stage; decode and preprocess are those of their threads.
     """
@@ -79,6 +80,7 @@ class Tally:
     failed_before: int = 0
     done: int = 0
     failed: int = 0
+    renamed: int = 0
     copied: int = 0
     interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -103,11 +105,25 @@ class Book:
         sidecars: Sidecars | None = None,
         stop: Stop | None = None,
     ) -> None:
-        self.items, self.results, self.sidecars = items, results, sidecars
+        self.results, self.sidecars = results, sidecars
         self.stop = stop or Stop()
         self.activity = Activity()
         self.tally = Tally(total=len(items))
-        self._clashes = sidecars.clashes(items) if sidecars is not None else {}
+        self.items = self._as_known(items)
+        self._clashes = sidecars.clashes(self.items) if sidecars is not None else {}
+
+    def _as_known(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items by the paths that the results have for them: the same file is the same picture."""
+        if self.sidecars is not None and self.sidecars.out_dir is not None:
+            return items  # where their texts go depends on their paths
+        paths = {item.path for item in items}
+        known: list[Item] = []
+        for item in items:
+            path = self.results.alias(item.path)
+            is_other = path != item.path and path not in paths
+            self.tally.renamed += is_other
+            known.append(replace(item, path=path) if is_other else item)
+        return known
 
     def todo(self) -> Iterator[Item]:
         """What has no result yet, until the user asks to stop."""
@@ -127,22 +143,21 @@ class Book:
         if self.sidecars is None or self.results.mode != "skip" or item.path in self._clashes:
             return done
         # A text file that was deleted is made again; one that others made is kept.
-        return bool(self.results.failed(item.path)) or self.sidecars.path(item).exists()
+        if self.results.failed(item.path) or self.sidecars.has(item):
+            return True
+        return done and self.sidecars.path(item).is_file()  # blank: so the model, or a person, left it
 
     def refused(self, item: Item) -> Record | None:
-        """The error of a picture whose text file belongs to another one, or cannot be written."""
+        """The error of a picture whose text file belongs to another one, or cannot be read or written."""
         if self.sidecars is None:
             return None
-        text = self.sidecars.path(item)
         if item.path in self._clashes:
-            reason = f"its text file, {text}, is that of {self._clashes[item.path]}"
-        elif text == Path(item.path):
-            reason = "its text file would take its place"
-        elif not self.sidecars.takes(item):
-            reason = f"its text file, {text}, may not be written there"
+            reason: str | None = (
+                f"its text file, {self.sidecars.path(item)}, is that of {self._clashes[item.path]}"
+            )
         else:
-            return None
-        return Record(item.path, error=f"{item.path}: {reason}")
+            reason = self.sidecars.obstacle(item, joins=self.results.mode in ("append", "prepend"))
+        return None if reason is None else Record(item.path, error=f"{item.path}: {reason}")
 
     def joined(self, item: Item, caption: str) -> str:
         """The caption with the one that is there, where the user wants both."""

@@ -1,6 +1,7 @@
 """Which pictures and videos to caption: files, folders, globs, `@list.txt`, and `-` for stdin.
 
-Folders are searched to any depth in order of name, hidden files and folders left out. What was named
+Folders are searched to any depth in order of name; hidden files and folders, and those that a system keeps
+(`@eaDir`, `#recycle`), are left out. What was named
 itself is always taken, whatever its suffix, and reported if it is missing; what lies in a folder is taken
 if its suffix is that of a picture or a video.
 """
@@ -8,12 +9,21 @@ if its suffix is that of a picture or a video.
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from qvl.runtime.caption.names import (
+    SYSTEM_FOLDERS,
+    decode_list,
+    matches,
+    meant,
+    normalized,
+    split_list,
+)
 from qvl.runtime.errors import InputError
 from qvl.runtime.files import expanded, is_there
 from qvl.runtime.vision.kind import Kind, kind_of
@@ -41,9 +51,10 @@ class Item:
     def below_root(self) -> Path:
         """The path relative to the root, for mirrored output; never one that leads out of it."""
         path = Path(self.path)
-        return (
-            path.relative_to(self.root) if self.root and path.is_relative_to(self.root) else Path(path.name)
-        )
+        if not (self.root and path.is_relative_to(self.root)):
+            return Path(path.name)
+        below = Path(os.path.normpath(path.relative_to(self.root)))
+        return Path(path.name) if ".." in below.parts else below
 
 
 @dataclass
@@ -85,20 +96,24 @@ def find_inputs(arguments: Iterable[str], stdin: Iterable[str] | None = None) ->
 
 def _expand(argument: str, notes: list[str], stdin: Iterable[str] | None) -> Iterator[Item]:
     if argument == STDIN:
-        for line in _split(sys.stdin.read() if stdin is None else "".join(stdin)):
-            yield from _named(Path(line), notes)
+        for line in split_list(_read_stdin() if stdin is None else "".join(stdin)):
+            yield from _named(meant(line), notes)
     elif argument.startswith("@") and not is_there(Path(argument)):
-        source = Path(argument[1:])
-        for line in _split(_read_list(source)):
+        source = expanded(argument[1:])
+        for line in split_list(_read_list(source)):
             # As other programs read such lists, from the working folder; else from where the list lies.
-            here, beside = Path(line), source.parent / line
-            yield from _named(beside if not is_there(here) and is_there(beside) else here, notes)
+            yield from _named(meant(line, source.parent), notes)
     else:
-        yield from _named(Path(argument), notes)
+        path = Path(argument)
+        yield from _named(path if is_there(path) else normalized(path) or path, notes)
 
 
-def _split(text: str) -> list[str]:
-    return [line for line in (text.split("\0") if "\0" in text else text.splitlines()) if line.strip()]
+def _read_stdin() -> str:
+    try:
+        buffer = getattr(sys.stdin, "buffer", None)
+        return sys.stdin.read() if buffer is None else decode_list(buffer.read())
+    except UnicodeError as e:
+        raise InputError(f"stdin: the list cannot be read: {e}") from e
 
 
 def _read_list(path: Path) -> str:
@@ -106,9 +121,11 @@ def _read_list(path: Path) -> str:
     if kind_of(path):
         raise InputError(f"{path}: by its name no list, but something to caption", hint=hint)
     try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        return decode_list(path.read_bytes())
     except OSError as e:
         raise InputError(f"{path}: the list cannot be read: {e.strerror}", hint=hint) from e
+    except UnicodeError as e:
+        raise InputError(f"{path}: UTF-16 that is damaged: {e}", hint="save the list in UTF-8") from e
 
 
 def _named(path: Path, notes: list[str]) -> Iterator[Item]:
@@ -130,18 +147,15 @@ def _named(path: Path, notes: list[str]) -> Iterator[Item]:
 
 def _matches(pattern: Path, notes: list[str]) -> Iterator[Item]:
     """What a glob names, in order; `**` stands for folders of any depth."""
-    fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
-    root = Path(*pattern.parts[:fixed])
+    parts = pattern.parts
+    fixed = next(
+        i for i, part in enumerate(parts) if glob.has_magic(part) and not is_there(Path(*parts[: i + 1]))
+    )
+    root = Path(*parts[:fixed])
     rest = pattern.parts[fixed:]
     wants_hidden = any(part.startswith(".") for part in rest)
     found = False
-    try:
-        matches = sorted(root.glob(str(Path(*rest))))
-    except ValueError as e:  # `**` inside a name
-        raise InputError(
-            f"{pattern}: {e}", hint="`**` stands for whole folders, as in photos/**/*.jpg"
-        ) from e
-    for path in matches:
+    for path in matches(pattern):
         if not wants_hidden and any(part.startswith(".") for part in path.relative_to(root).parts):
             continue
         files = _walk(path, notes, {path.resolve()}) if _is_folder(path) else [path] if kind_of(path) else []
@@ -156,10 +170,16 @@ def _walk(folder: Path, notes: list[str], seen: set[Path]) -> Iterator[Path]:
     """Files below a folder in order of name; links to folders are followed, each folder once."""
     try:
         children = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        systems = [path for path in children if path.name.casefold() in SYSTEM_FOLDERS and _is_folder(path)]
     except OSError as e:
         notes.append(f"{folder}: cannot be searched: {e.strerror}")
         return
+    if systems:
+        names = ", ".join(path.name for path in systems)
+        notes.append(f"{folder}: left out what the system keeps there: {names}")
     for path in children:
+        if path in systems:
+            continue
         if not _is_folder(path):
             if kind_of(path):
                 yield path

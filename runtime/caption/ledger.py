@@ -69,6 +69,7 @@ class Ledger:
         self._table = table_for(path)
         self._latest: dict[str, _Entry] = {}
         self._by_content: dict[bytes, int] = {}
+        self._by_place: dict[str, str] | None = None
         self._superseded = False
         self._end = 0
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -125,6 +126,14 @@ class Ledger:
         if entry.offset >= self._state.pass_start:
             return True
         return self.mode == "retry-errors" and not entry.failed
+
+    def alias(self, path: str) -> str:
+        """The path under which a picture has its record: `path`, or another one of the same file."""
+        if path in self._latest:
+            return path
+        if self._by_place is None:
+            self._by_place = {_place(other): other for other in self._latest}
+        return self._by_place.get(_place(path), path)
 
     def record(self, path: str) -> Record | None:
         """The latest record of a picture, or None."""
@@ -197,11 +206,18 @@ class Ledger:
                 end = len(header)
             elif end < size:
                 self._file.truncate(end)
+            elif not self._ends_with_newline(end):  # an editor took it away
+                _write_all(self._file, end, b"\n")
+                end = size = end + 1
             if size > end:
                 self.notes.append(f"a torn last line ({size - end} bytes) was removed; it is done again")
             sync(self._file.fileno())
             sync_folder(self.path.parent)
         self._end = end
+
+    def _ends_with_newline(self, end: int) -> bool:
+        self._file.seek(end - 1)
+        return self._file.read(1) == b"\n"
 
     def _check_settings(self, settings: Settings, accept_changes: bool) -> None:
         state = self._state
@@ -283,6 +299,12 @@ class Ledger:
         self._state = state
         with _naming(self._name):
             self._beside.write(state)
+
+
+def _place(path: str) -> str:
+    """A picture's absolute path, its folder by its real name."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder or "."), name)  # noqa: PTH118
 
 
 def _content_key(sha256: str, prompt: str) -> bytes:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from qvl.runtime.caption.names import by_composition
 from qvl.runtime.errors import InputError
 from qvl.runtime.vision.kind import Kind, kind_of
 
@@ -140,6 +141,9 @@ class Variables:
         for name in (str(image), str(image.absolute()), image.name, image.stem):
             if name in self.rows:
                 return self.rows[name]
+        for name in (str(image), image.name, image.stem):
+            if not name.isascii() and (same := by_composition(name, self.rows)) is not None:
+                return self.rows[same]
         raise InputError(
             f"{image}: no row in {self.path}", hint="add one, or leave the column out of the prompt"
         )

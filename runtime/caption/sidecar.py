@@ -6,6 +6,8 @@ So after a crash the last records are held against their files, and what is miss
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -17,10 +19,11 @@ from qvl.runtime.atomic import write_error, write_whole
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
 from qvl.runtime.errors import InputError
-from qvl.runtime.files import ignores_case, is_portable
+from qvl.runtime.files import ignores_case, is_portable, is_there
 from qvl.runtime.vision.kind import kind_of
 
 LEDGER_NAME: Final = ".qvl-caption.jsonl"
+_LONGEST: Final = 255  # bytes of a name on ext4, APFS, XFS; letters on NTFS
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,53 @@ class Sidecars:
             folder = folder.parent
         return os.access(folder, os.W_OK | os.X_OK)
 
-    def read(self, item: Item) -> str | None:
-        """The text that is there, or None."""
+    def has(self, item: Item) -> bool:
+        """Whether a picture has a text: a file that is not blank, or that cannot be read."""
         try:
-            return self.path(item).read_text(encoding="utf-8", errors="surrogateescape").rstrip("\r\n")
-        except (FileNotFoundError, NotADirectoryError):
+            return self.read(item) is not None
+        except InputError:
+            return is_there(self.path(item))
+
+    def read(self, item: Item) -> str | None:
+        """The text that is there, without a byte order mark; None if there is no file, or a blank one.
+
+        Raises:
+            InputError: it is no text in UTF-8, or cannot be read.
+        """
+        path = self.path(item)
+        try:
+            text = path.read_bytes().decode("utf-8-sig").rstrip("\r\n")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+        except UnicodeDecodeError as e:
+            is_utf16 = e.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            what = "UTF-16" if is_utf16 else "no text in UTF-8"
+            raise InputError(f"{path}: {what}, so it is left as it is", hint="save it in UTF-8") from e
+        except OSError as e:
+            raise InputError(f"{path}: cannot be read: {e.strerror or e}") from e
+        return text if text.strip() else None
+
+    def obstacle(self, item: Item, *, joins: bool) -> str | None:
+        """Why a picture's text file cannot be made, or None.
+
+        Args:
+            joins: the text that is there is to be kept beside the new one.
+        """
+        path = self.path(item)
+        if path == Path(item.path):
+            return "its text file would take its place"
+        if len(os.fsencode(path.name)) > _LONGEST:
+            return f"its text file, {path}, has a name of more than {_LONGEST} bytes"
+        if path.is_dir():
+            return f"its text file, {path}, is a folder"
+        if not self.takes(item):
+            return f"its text file, {path}, may not be written there"
+        if joins:
+            try:
+                self.read(item)
+            except InputError as e:
+                return f"{e.message}: {e.hint}" if e.hint else e.message
+        return None
 
     def write(self, item: Item, record: Record) -> None:
         """Write a record's captions, one a line, at once and durably.
@@ -101,7 +145,9 @@ class Sidecars:
             item = by_path.get(record.path)
             if item is None or record.caption is None:
                 continue
-            if self.read(item) != text_of(record).rstrip("\r\n"):
+            with contextlib.suppress(InputError):  # others made it since
+                if self.read(item) == text_of(record).rstrip("\r\n"):
+                    continue
                 self.write(item, record)
                 n += 1
         return n

@@ -32,6 +32,9 @@ class Stream:
     def failed(self, path: str) -> bool | None:
         return None
 
+    def alias(self, path: str) -> str:
+        return path
+
     def record(self, path: str) -> Record | None:
         return None
 

@@ -6,6 +6,7 @@ A record is one `write`, which ends with a newline. So a crash can leave at most
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -53,6 +54,10 @@ class Table(Protocol):
         """Whether a raw record ends as a record does."""
         ...
 
+    def ends_itself(self, line: bytes) -> bool:
+        """Whether a raw record without its newline lacks nothing else."""
+        ...
+
 
 class Jsonl:
     """One JSON object a line."""
@@ -73,6 +78,13 @@ class Jsonl:
 
     def is_whole(self, line: bytes) -> bool:
         return line.endswith(b"\n")
+
+    def ends_itself(self, line: bytes) -> bool:
+        try:  # no beginning of an object is one
+            self.decode(line)
+        except (ValueError, FormatError, TypeError):
+            return False
+        return True
 
 
 class Csv:
@@ -112,6 +124,9 @@ class Csv:
     def is_whole(self, line: bytes) -> bool:
         return line.endswith(b"\n") and line.count(b'"') % 2 == 0
 
+    def ends_itself(self, line: bytes) -> bool:
+        return False  # the last cell may be cut short
+
 
 def _quoted(text: str) -> str:
     """A cell; the csv module of Python 3.11 leaves a lone carriage return unquoted."""
@@ -131,17 +146,27 @@ def scan(path: Path, file: BinaryIO, table: Table) -> Iterator[Line]:
             leaves that behind, so nothing is touched.
     """
     file.seek(0)
-    offset = len(table.header)
-    head = file.read(offset)
-    if head != table.header:
-        if table.header.startswith(head):  # torn while the file was begun
-            return
-        raise FormatError(f"{path}: the header is not that of captions", hint="choose another name with -o")
+    head = file.readline() if table.header else file.read(len(codecs.BOM_UTF8))
+    bare = head.removeprefix(codecs.BOM_UTF8)  # as editors and spreadsheets put it there
+    if table.header:
+        if bare.rstrip(b"\r\n") != table.header.rstrip(b"\n"):
+            if table.header.startswith(bare):  # torn while the file was begun
+                return
+            raise FormatError(
+                f"{path}: the header is not that of captions", hint="choose another name with -o"
+            )
+        offset = len(head)
+    else:
+        offset = len(head) - len(bare)
+        file.seek(offset)
     torn = 0
     for number, line in enumerate(table.lines(file), 1):
         start, offset = offset, offset + len(line)
         if torn:
             raise _damaged(path, torn, "is cut short, yet others follow it")
+        if not table.is_whole(line) and table.ends_itself(line):
+            yield Line(table.decode(line), start, offset)  # an editor took the newline away
+            continue
         if not table.is_whole(line) or b"\0" in line:
             torn = number
             continue

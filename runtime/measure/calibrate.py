@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from qvl.runtime.errors import FormatError, InputError, OutputError
+from qvl.runtime.errors import FormatError, ImageError, InputError, OutputError
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from qvl.runtime.measure.activations import InputSums, as_stored, in_decoder, in_decoder_or_head, in_encoder
@@ -68,6 +68,7 @@ def calibrate(
     save_every: int = 16,
     force: bool = False,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Imatrix:
     """Run a plan and write its importance matrix; if it was stopped before, run the rest of it.
 
@@ -76,12 +77,13 @@ def calibrate(
         out: the file to write, or to continue.
         save_every: prompts between two writes.
         force: begin anew, whatever is there.
+        warn: told of each picture that cannot be read, which is left out.
         progress: may raise, which stops; what is done until then is in the file.
 
     Raises:
         InputError: nothing to run, or a prompt that does not fit n_ctx.
         OutputError: the file is of another run, or cannot be written.
-        ImageError: a picture cannot be read.
+        ImageError: no picture can be read.
     """
     sums = InputSums(in_decoder_or_head if plan.head else in_decoder, products=plan.products)
     with Pair(files, n_ctx=max(n_ctx, plan.chunk), device=device, threads=threads, observer=sums) as pair:
@@ -95,27 +97,38 @@ def calibrate(
         try:
             for name, seen in _run(pair, sums, plan, pieces, done):
                 done += 1
-                state = _add(state, seen, done)
+                if isinstance(seen, ImageError):
+                    state = replace(state, extra={**state.extra, _DONE: done})
+                    if warn is not None:
+                        warn(f"left out: {seen.message}")
+                else:
+                    state = _add(state, seen, done)
                 if done - saved >= save_every and done < total:
                     write_imatrix(out, state)
                     saved = done
                 if progress is not None:
                     progress(done, total, name)
         finally:
-            if done > saved:
+            if done > saved and state.entries:
                 write_imatrix(out, state)
+    if not state.entries:
+        raise ImageError(f"none of {len(plan.samples)} pictures can be read", hint="name others")
     return state
 
 
 def _run(
     pair: Pair, sums: InputSums, plan: Plan, pieces: Sequence[Sequence[int]], skip: int
-) -> Iterator[tuple[str, Mapping[str, Entry]]]:
-    """Each prompt's name and what it added."""
+) -> Iterator[tuple[str, Mapping[str, Entry] | ImageError]]:
+    """Each prompt's name and what it added, or why its picture cannot be read."""
     seen = InputSums(in_encoder, products=plan.products)
     if pair.vision is not None:
         pair.vision.observer = seen
     for sample in plan.samples[skip:]:
-        question = pair.read(sample)
+        try:
+            question = pair.read(sample)
+        except ImageError as error:  # one bad picture costs one picture
+            yield sample.name, error
+            continue
         vectors = pair.encode(question)
         sums.paused = True
         room = min(plan.reply_tokens, pair.decoder.n_ctx - question.n_cells)
@@ -163,7 +176,7 @@ def _add(state: Imatrix, seen: Mapping[str, Entry], done: int) -> Imatrix:
     entries = dict(state.entries)
     for name, entry in seen.items():
         entries[name] = entries[name] + entry if name in entries else entry
-    return replace(state, entries=entries, chunks=done, extra={**state.extra, _DONE: done})
+    return replace(state, entries=entries, chunks=state.chunks + 1, extra={**state.extra, _DONE: done})
 
 
 def _pieces(tokens: Sequence[int], chunk: int) -> list[list[int]]:

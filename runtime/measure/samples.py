@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from qvl.runtime.caption.names import SYSTEM_FOLDERS
 from qvl.runtime.errors import InputError
 from qvl.runtime.files import parse_json
 
@@ -80,10 +81,17 @@ def find_pictures(place: Path) -> list[Path]:
     place = place.expanduser()
     if place.is_file():
         return [place]
-    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES) if place.is_dir() else []
+    found = sorted(p for p in place.rglob("*") if _is_picture(p, place)) if place.is_dir() else []
     if not found:
         raise InputError(f"{place}: no pictures", hint="name a folder with PNG or JPEG files (`images`)")
     return found
+
+
+def _is_picture(path: Path, place: Path) -> bool:
+    """Whether a file below a folder is a picture by its name; hidden ones and a system's are left out."""
+    parts = path.relative_to(place).parts
+    own = all(not part.startswith(".") and part.casefold() not in SYSTEM_FOLDERS for part in parts)
+    return own and path.suffix.lower() in SUFFIXES
 
 
 def sample_pictures() -> Path:
@@ -113,7 +121,8 @@ def _asked(folder: Path) -> list[Sample]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines()]
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.split("\n")]  # JSON and questions may hold U+2028
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(
             f"{path}: cannot be read: {e}", hint="expected a text file, a question a line"
