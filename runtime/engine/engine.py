@@ -13,8 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 
 from qvl.runtime.engine.decoding import Decoding, Failed
@@ -22,6 +21,7 @@ from qvl.runtime.engine.encoding import Embedder, Encoding
 from qvl.runtime.engine.reply import TokenLogprob
 from qvl.runtime.engine.request import Job, Request, Sample
 from qvl.runtime.engine.slot import Slot, Slots
+from qvl.runtime.engine.turns import Turns
 from qvl.runtime.engine.units import VisionUnit, n_cells
 from qvl.runtime.errors import BackendError, ContextFullError, InputError
 from qvl.runtime.interrupt import held_interrupts
@@ -53,8 +53,7 @@ class Engine:
         self._decoding = Decoding(context, self._slots, self.seconds, interleave=interleave)
         self._waiting: deque[Job] = deque()
         self._ended: list[Job] = []
-        self._turn = threading.Condition()
-        self._stepping = False
+        self._turns = Turns()
         self._closed = False
 
     @property
@@ -115,18 +114,9 @@ class Engine:
 
     def turn(self, job: Job) -> None:
         """Do a step for a job that is not done, or wait while another thread does one."""
-        with self._turn:
-            if self._stepping:
-                self._turn.wait()
-                return
-            self._stepping = True
-        try:
-            if not job.done:
+        with self._turns.next() as mine:
+            if mine and not job.done:
                 self.step()
-        finally:
-            with self._turn:
-                self._stepping = False
-                self._turn.notify_all()
 
     def step(self, cancelled: Callable[[], bool] = lambda: False) -> list[Job]:
         """Do some of the work under way.
@@ -154,7 +144,7 @@ class Engine:
 
     def clear(self) -> None:
         """Forget what the free slots hold."""
-        with self._alone():
+        with self._turns.alone():
             self._drop()
             for slot in self._slots.free:
                 self._slots.cut(slot, 0)
@@ -162,24 +152,10 @@ class Engine:
     def close(self) -> None:
         """End all jobs as cancelled, and free the context. Doing it twice is harmless."""
         self._closed = True
-        with self._alone():
+        with self._turns.alone():
             self._drop()
             self._encoding.close()
             self._context.close()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other threads from stepping."""
-        with self._turn:
-            while self._stepping:
-                self._turn.wait()
-            self._stepping = True
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._stepping = False
-                self._turn.notify_all()
 
     def __enter__(self) -> Engine:
         return self

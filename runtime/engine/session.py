@@ -7,19 +7,18 @@ rest. So a new turn costs its own tokens, and editing or undoing one is nothing 
 from __future__ import annotations
 
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
+from qvl.runtime.engine.draft import Draft
 from qvl.runtime.engine.engine import Engine
-from qvl.runtime.engine.fit import Fitter
-from qvl.runtime.engine.reply import FinishReason, Piece, Progress, Reply, Stream, Timings, Usage
+from qvl.runtime.engine.reading import Reader
+from qvl.runtime.engine.reply import FinishReason, Piece, Progress, Stream
 from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.text import StopStrings
-from qvl.runtime.engine.units import Unit, VisionUnit, n_vision_cells
 from qvl.runtime.errors import Cancelled, InputError, check_whole
 from qvl.runtime.grammar.schema import schema_to_grammar
 from qvl.runtime.llama.context import Context
@@ -28,7 +27,7 @@ from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message
 
 MAX_TOKENS: Final = 1024
-_MAX_REPLIES: Final = 256
+MAX_SEED: Final = 0xFFFFFFFF
 
 
 class Session:
@@ -39,7 +38,6 @@ class Session:
 
     Attributes:
         engine: the slots of the context.
-        on_drop: called with the number of messages when the oldest had to go because the context is full.
     """
 
     def __init__(
@@ -52,15 +50,20 @@ class Session:
     ) -> None:
         """The context belongs to the session from now on; each of its sequences is a slot."""
         self.engine = Engine(context, store)
-        self.on_drop = on_drop
         self._vocab = context.model.vocab
-        self._store = store
-        self._template = template
         self._defaults = defaults or Sampling()
-        self._fitter = Fitter(context.n_ctx)
-        self._lock = threading.RLock()  # of the fitter, the replies and the drafts
-        self._replies: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        self._drafts: dict[int, _Draft] = {}  # by thread
+        self._reader = Reader(template, store, context.model.vocab, context.n_ctx, on_drop)
+        self._lock = threading.RLock()  # of the drafts
+        self._drafts: dict[int, Draft] = {}  # by thread
+
+    @property
+    def on_drop(self) -> Callable[[int], None] | None:
+        """Called with the number of messages when the oldest had to go because the context is full."""
+        return self._reader.on_drop
+
+    @on_drop.setter
+    def on_drop(self, on_drop: Callable[[int], None] | None) -> None:
+        self._reader.on_drop = on_drop
 
     @property
     def n_ctx(self) -> int:
@@ -92,10 +95,10 @@ class Session:
             Cancelled: it was stopped.
             PromptError, ImageError, ContextFullError: as `generate`.
         """
-        draft = _Draft(cancelled=cancel or threading.Event())
+        draft = Draft(cancelled=cancel or threading.Event())
         with self._current(draft):
             reserve = min(MAX_TOKENS, self.n_ctx // 8)
-            units = self._read(messages, draft, reserve, progress, number_images, complete=False)
+            units = self._reader.read(messages, draft, reserve, progress, number_images, complete=False)
             job = draft.job = self.engine.submit(Request(units), draft.cancelled)
             for _ in self._pieces(job, progress):
                 pass
@@ -124,8 +127,7 @@ class Session:
     ) -> Stream:
         """Reply to a conversation.
 
-        What concerns sampling is the model's own (`general.sampling.*`) where it is None, and greedy where
-        the model says nothing.
+        Sampling settings that are None are the model's own (`general.sampling.*`), or greedy.
 
         Args:
             messages: see `ChatTemplate.render`.
@@ -140,28 +142,74 @@ class Session:
             InputError: a parameter out of bounds, a schema or grammar that cannot be used.
             PromptError, ImageError, ContextFullError: raised by the stream, when the prompt is read.
         """
+        sampling = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repeat_penalty": repeat_penalty, "seed": seed,
+        }  # fmt: skip
+        [sampler] = self._samplers(1, sampling, max_tokens, stop, grammar, schema)
+        draft = Draft(seed=sampler.seed)
+        steps = self._steps(messages, draft, sampler, tuple(stop), max_tokens, number_images, progress)
+        return Stream(steps, draft)
+
+    def submit(
+        self,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        max_tokens: int = MAX_TOKENS,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        schema: Mapping[str, Any] | str | None = None,
+        logprobs: int | None = None,
+        number_images: bool = False,
+        cancelled: threading.Event | None = None,
+        **sampling: float | None,
+    ) -> Job:
+        """Ask for n replies without a stream: they are made while somebody steps `engine`.
+
+        Args:
+            logprobs: how many of the likeliest tokens to report beside each one.
+            cancelled: ends the reading of the messages too.
+            sampling: as for `generate`; further replies have the seeds that follow.
+
+        Raises:
+            InputError, PromptError, ImageError, ContextFullError: as `generate` and its stream.
+            Cancelled: while the messages were read.
+        """
+        samplers = self._samplers(n, sampling, max_tokens, stop, grammar, schema)
+        draft = Draft(cancelled or threading.Event())
+        reserve = min(n * max_tokens, self.n_ctx // 8)
+        units = self._reader.read(messages, draft, reserve, None, number_images, complete=True)
+        request = Request(units, samplers, max_tokens, tuple(stop), logprobs)
+        return self.engine.submit(request, draft.cancelled)
+
+    def _samplers(
+        self,
+        n: int,
+        sampling: Mapping[str, float | None],
+        max_tokens: int,
+        stop: Sequence[str],
+        grammar: str | None,
+        schema: Mapping[str, Any] | str | None,
+    ) -> tuple[Sampler, ...]:
+        """A sampler for each of n replies, once all options are checked."""
+        check_whole("n", n, 1)
         check_whole("max_tokens", max_tokens, 1)
         if schema is not None and grammar is not None:
             raise InputError("a grammar and a schema, expected one of them")
-        sampling = self._defaults.override(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repeat_penalty=repeat_penalty, seed=seed,
-        )  # fmt: skip
+        StopStrings(stop)
+        chosen = self._defaults.override(**sampling)
         if schema is not None:
             grammar = schema_to_grammar(schema)
-        StopStrings(stop)  # raises for what cannot be used
-        sampler = Sampler(self._vocab, sampling, grammar)
-        draft = _Draft(threading.Event(), sampler.seed)
-        steps = self._steps(messages, draft, sampler, tuple(stop), max_tokens, number_images, progress)
-        return Stream(steps, draft)
+        seeds = [None if chosen.seed is None else (chosen.seed + i) % MAX_SEED for i in range(n)]
+        return tuple(Sampler(self._vocab, replace(chosen, seed=seed), grammar) for seed in seeds)
 
     def clear(self) -> None:
         """Forget the conversation. The embeddings of its pictures stay at hand."""
         with self._lock:
             for draft in self._drafts.values():
                 draft.cancel()
-            self._replies.clear()
-            self._fitter.forget()
+        self._reader.forget()
         self.engine.clear()
 
     def close(self) -> None:
@@ -173,7 +221,7 @@ class Session:
     def _steps(
         self,
         messages: Sequence[Message],
-        draft: _Draft,
+        draft: Draft,
         sampler: Sampler,
         stop: tuple[str, ...],
         max_tokens: int,
@@ -182,14 +230,14 @@ class Session:
     ) -> Generator[Piece, None, FinishReason]:
         with self._current(draft):
             reserve = min(max_tokens, self.n_ctx // 8)
-            units = self._read(messages, draft, reserve, progress, number_images, complete=True)
+            units = self._reader.read(messages, draft, reserve, progress, number_images, complete=True)
             request = Request(units, (sampler,), max_tokens, stop)
             job = draft.job = self.engine.submit(request, draft.cancelled)
             try:
                 yield from self._pieces(job, progress)
             finally:
                 draft.cancel()  # where it has not ended, nobody reads it any more
-                self._remember(job.samples[0].text, job.samples[0].tokens)
+                self._reader.remember(job.samples[0].text, job.samples[0].tokens)
             if job.error is not None:
                 raise job.error
             return job.samples[0].reason or "cancelled"
@@ -206,7 +254,7 @@ class Session:
                 progress(*job.progress.popleft())
 
     @contextmanager
-    def _current(self, draft: _Draft) -> Iterator[None]:
+    def _current(self, draft: Draft) -> Iterator[None]:
         """While the body runs, this is what the thread reads; what it has left unread ends."""
         thread = threading.get_ident()
         with self._lock:
@@ -220,95 +268,3 @@ class Session:
             with self._lock:
                 if self._drafts.get(thread) is draft:
                     del self._drafts[thread]
-
-    def _remember(self, text: str, tokens: Sequence[int]) -> None:
-        """Keep the tokens of a reply, so that its text is not tokenized another way in the next prompt."""
-        if tokens and self._vocab.detokenize(tokens) == text:
-            with self._lock:
-                self._replies[text] = tuple(tokens)
-                self._replies.move_to_end(text)
-                if len(self._replies) > _MAX_REPLIES:
-                    self._replies.popitem(last=False)
-
-    # -- the prompt
-
-    def _read(
-        self,
-        messages: Sequence[Message],
-        draft: _Draft,
-        reserve: int,
-        progress: Progress | None,
-        number_images: bool,
-        *,
-        complete: bool,
-    ) -> list[Unit]:
-        """The units of a prompt, as many of its last messages as fit."""
-        watch = _watch("frames", draft, progress)
-
-        def units_of(some: Sequence[Message]) -> list[Unit]:
-            return self._template.units(
-                some,
-                lambda chunk: self._store.place(chunk, watch),
-                complete=complete,
-                number_images=number_images,
-                replies=self._replies.get,
-            )
-
-        started = time.perf_counter()
-        with self._lock:
-            fitted = self._fitter.fit(messages, units_of, reserve)
-        draft.read_seconds += time.perf_counter() - started
-        draft.dropped_messages = fitted.n_dropped
-        if fitted.n_new and self.on_drop is not None:
-            self.on_drop(fitted.n_dropped)
-        return fitted.units
-
-
-class _Draft:
-    """A reply while it is made."""
-
-    def __init__(self, cancelled: threading.Event, seed: int | None = None) -> None:
-        self.cancelled = cancelled
-        self.seed = seed
-        self.dropped_messages = 0
-        self.read_seconds = 0.0
-        self.job: Job | None = None
-
-    def cancel(self) -> None:
-        """End it at the next step."""
-        self.cancelled.set()
-
-    def reply(self, reason: FinishReason) -> Reply:
-        """The reply as it stands."""
-        job = self.job
-        if job is None:
-            return Reply("", (), reason, seed=self.seed, dropped_messages=self.dropped_messages)
-        pictures = [unit for unit in job.request.units if isinstance(unit, VisionUnit)]
-        [sample] = job.samples
-        return Reply(
-            sample.text,
-            tuple(sample.tokens),
-            reason,
-            Usage(
-                job.prompt_tokens,
-                n_vision_cells(pictures),
-                job.cached_tokens,
-                len(sample.tokens),
-                job.images_encoded,
-                tuple(unit.span.n_tokens for unit in pictures),
-            ),
-            Timings(self.read_seconds + job.encode_seconds, job.prefill_seconds, job.generate_seconds),
-            self.seed,
-            self.dropped_messages,
-        )
-
-
-def _watch(stage: str, draft: _Draft, progress: Progress | None) -> Callable[[float], bool]:
-    """Reports a stage, and says whether to go on."""
-
-    def watch(fraction: float) -> bool:
-        if progress is not None:
-            progress(stage, fraction)
-        return not draft.cancelled.is_set()
-
-    return watch

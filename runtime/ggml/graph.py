@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -243,10 +244,30 @@ class Graph:
         ggml.lib().ggml_build_forward_expand(self.pointer, tensor.pointer)
         return tensor
 
+    def nodes(self) -> list[int]:
+        """All nodes in the order in which they are computed: `ggml_tensor *` each."""
+        lib = ggml.lib()
+        return [lib.ggml_graph_node(self.pointer, i) for i in range(lib.ggml_graph_n_nodes(self.pointer))]
+
     def close(self) -> None:
         if self.context:
             ggml.lib().ggml_free(self.context)
             self.context = None
+
+
+@contextmanager
+def piece(nodes: Sequence[int]) -> Iterator[int]:
+    """A graph of neighbouring nodes of a placed one: `ggml_cgraph *`, as long as the body runs."""
+    lib = ggml.lib()
+    size = lib.ggml_graph_overhead_custom(len(nodes), False) + 1024
+    context = lib.ggml_init(ggml.InitParams(size, None, True))
+    try:
+        pointer = lib.ggml_new_graph_custom(context, len(nodes), False)
+        for node in nodes:
+            lib.ggml_graph_add_node(pointer, node)
+        yield pointer
+    finally:
+        lib.ggml_free(context)
 
 
 def set_data(tensor: Tensor, data: NDArray[Any]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from qvl.runtime.errors import BackendError, Cancelled
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, cpu_device
-from qvl.runtime.ggml.graph import Graph
-from qvl.runtime.ggml.pieces import Pieces
+from qvl.runtime.ggml.graph import Graph, piece
 from qvl.runtime.interrupt import Guard, held_interrupts
+
+_PIECE_SECONDS: Final = 0.1
+_FIRST_NODES: Final = 16
 
 
 class Observer(Protocol):
@@ -150,7 +153,7 @@ class Runner:
         self._check(graph, status)
 
     def steps(self, graph: Graph) -> Iterator[float]:
-        """Compute a prepared graph piece by piece: yields the fraction done after each of its named nodes.
+        """Compute a prepared graph piece by piece: yields the fraction done about every tenth of a second.
 
         Other graphs may run elsewhere in between. A graph that lies on several devices is one piece.
 
@@ -161,15 +164,18 @@ class Runner:
             self.run(graph)
             yield 1.0
             return
-        pieces = Pieces(graph)
-        try:
-            for i, piece in enumerate(pieces):
-                with held_interrupts():
-                    status = ggml.lib().ggml_backend_graph_compute(self._backends[0], piece)
-                self._check(graph, status)
-                yield (i + 1) / len(pieces)
-        finally:
-            pieces.close()
+        nodes = graph.nodes()
+        done, size = 0, _FIRST_NODES
+        while done < len(nodes):
+            part = nodes[done : done + size]
+            started = time.perf_counter()
+            with held_interrupts(), piece(part) as pointer:
+                status = ggml.lib().ggml_backend_graph_compute(self._backends[0], pointer)
+            self._check(graph, status)
+            done += len(part)
+            wanted = size * _PIECE_SECONDS / max(time.perf_counter() - started, 1e-6)
+            size = max(1, min(int(wanted), 4 * size))
+            yield done / len(nodes)
 
     def _check(self, graph: Graph, status: int) -> None:
         if status != ggml.Status.SUCCESS or graph.take_failure():

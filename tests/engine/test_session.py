@@ -161,7 +161,8 @@ def test_closing_calls_off_what_is_read_ahead(model: LlamaModel, backend: FakeBa
 
     thread = threading.Thread(target=read)
     thread.start()
-    time.sleep(0.05)
+    while not backend.encoded:
+        time.sleep(0.01)
     start = time.perf_counter()
     session.close()
     assert time.perf_counter() - start < 1.5  # encoding it to the end would take 2 s
@@ -219,3 +220,15 @@ def test_clear_forgets_but_keeps_embeddings(session: Session, backend: FakeBacke
     reply = session.generate(messages, max_tokens=2, **GREEDY).result()
     assert reply.usage.cached_tokens == 0 and reply.usage.images_encoded == 0
     assert backend.encoded == [1]
+
+
+def test_asking_without_a_stream(session: Session) -> None:
+    messages = [user(image(56, 84), text("What?"))]
+    hot: dict[str, float] = {"temperature": 1.3, "top_k": 50}
+    streamed = session.generate(messages, max_tokens=9, seed=4, **hot).result()  # type: ignore[arg-type]
+    job = session.submit(messages, max_tokens=9, seed=4, logprobs=2, **hot)
+    while not job.done:
+        session.engine.step()
+    assert tuple(job.samples[0].tokens) == streamed.tokens and len(job.samples[0].logprobs) == 9
+    with pytest.raises(InputError, match="n is 0"):
+        session.submit(messages, n=0)

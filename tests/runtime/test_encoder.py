@@ -236,3 +236,24 @@ def test_mapped_and_copied_weights_agree(
         inputs = noise((1, 6, 6))
         expected = encoder.encode_patches(inputs)[0].embeddings
         assert np.array_equal(other.encode_patches(inputs)[0].embeddings, expected)
+
+
+@pytest.mark.parametrize("nodes", [1, 7, 1000])
+def test_a_few_layers_at_a_time_give_the_same(
+    encoder: VisionEncoder, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, wherever the graph is cut."""
+    inputs = noise((1, 8, 8), (1, 64, 64), (2, 12, 6))
+    expected = encoder.encode_patches(inputs)
+    monkeypatch.setattr("qvl.runtime.ggml.scheduler._FIRST_NODES", nodes)
+    monkeypatch.setattr("qvl.runtime.ggml.scheduler._PIECE_SECONDS", 0.0 if nodes == 1 else 1e9)
+    steps, shares = encoder.encode_steps(inputs), []
+    while True:
+        try:
+            shares.append(next(steps))
+        except StopIteration as end:
+            found = end.value
+            break
+    assert shares == sorted(shares) and shares[-1] == 1.0 and (len(shares) > 50) == (nodes == 1)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.embeddings, other.embeddings)
