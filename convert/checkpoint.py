@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint's weights: safetensors shards, mapped into memory and never copied whole.
+"""A Hugging Face checkpoint's weights: safetensors or pickled shards, mapped into memory, never copied whole.
 
 A safetensors file is eight bytes of header length (little endian), a JSON header that names every
 tensor's dtype, shape and byte range, and the bytes. The header is not trusted: ranges must lie in the
@@ -12,9 +12,8 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,53 +21,14 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from qvl.convert.entries import DERIVED, HEAD, ITEM_SIZE, MAX_DIMS, READABLE, TensorEntry
+from qvl.convert.pickle import read_pickle
 from qvl.runtime.errors import CheckpointError
 
-INDEX: Final = "model.safetensors.index.json"
-SINGLE: Final = "model.safetensors"
-# dtypes that weights may have, and numpy's for them: BF16 is kept as its bits.
-READABLE: Final[dict[str, str]] = {"BF16": "<u2", "F16": "<u2", "F32": "<f4", "F64": "<f8"}
-# What else other programs write, with the size of an element in bytes: buffers, and weights that are
-# quantized.
-ITEM_SIZE: Final[dict[str, int]] = {
-    **{
-        "BF16": 2,
-        "F16": 2,
-        "F32": 4,
-        "F64": 8,
-        "C64": 8,
-        "BOOL": 1,
-        "F8_E4M3": 1,
-        "F8_E5M2": 1,
-        "F8_E8M0": 1,
-    },
-    **{f"{kind}{bits}": bits // 8 for kind in "UI" for bits in (8, 16, 32, 64)},
-}
+# Names of whole weights, as transformers looks for them; the index of shards is the name with ".index.json".
+NAMES: Final = ("model.safetensors", "pytorch_model.bin")
 MAX_HEADER: Final = 100_000_000  # the reference implementation's own limit
-MAX_DIMS: Final = 8
 _DAMAGED: Final = "the file is damaged or incomplete: download it again"
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies.
-
-    Attributes:
-        dtype: a key of ITEM_SIZE.
-        shape: rows first.
-        path: the shard.
-        offset: bytes from the start of the shard.
-        nbytes: length in bytes.
-        strides: in bytes, or None where elements lie one after the other.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-    nbytes: int
-    strides: tuple[int, ...] | None = None
 
 
 class Checkpoint:
@@ -262,51 +222,58 @@ def _check_ranges(path: Path, entries: list[TensorEntry], base: int, size: int) 
 def _load_entries(folder: Path) -> dict[str, TensorEntry]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", hint="pass a checkpoint's folder or a hub repo id")
+    single = next((name for name in NAMES if (folder / name).exists()), None)
+    index = next((name for name in NAMES if (folder / f"{name}.index.json").exists()), None)
+    if single is not None and (index is None or NAMES.index(single) <= NAMES.index(index)):
+        return _read(folder / single)
+    if index is None:
+        hint = "pass the folder that holds the model's weights"
+        if (folder / "adapter_config.json").exists():
+            hint = "this is an adapter: merge it into its base model and convert what that saves"
+        elif others := sorted(p.name for p in folder.glob("*.safetensors")):
+            hint = f"its index is missing: download {NAMES[0]}.index.json beside {others[0]}"
+        elif any(folder.glob("*.gguf")):
+            hint = "GGUF files are in this folder: they need no conversion"
+        raise CheckpointError(f"{folder}: neither {' nor '.join(NAMES)}, whole or with an index", hint=hint)
+    return _read_shards(folder, folder / f"{index}.index.json")
+
+
+def _read(path: Path) -> dict[str, TensorEntry]:
+    return read_pickle(path) if path.suffix == ".bin" else read_header(path)
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
+    weights = _weight_map(index)
+    files = sorted(set(weights.values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",
+            hint="download the missing files into the same folder",
+        )
     entries: dict[str, TensorEntry] = {}
-    for shard in _shards(folder):
-        for name, entry in read_header(shard).items():
+    for file in files:
+        for name, entry in _read(folder / file).items():
             if name in entries:
                 raise CheckpointError(
-                    f"{shard}: tensor {name!r} is also in {entries[name].path.name}", hint=_DAMAGED
+                    f"{folder / file}: tensor {name!r} is also in {entries[name].path.name}", hint=_DAMAGED
                 )
             entries[name] = entry
-    if (folder / INDEX).exists() and not (folder / SINGLE).exists():
-        for name, file in _weight_map(folder).items():
-            if name not in entries or entries[name].path.name != file:
-                raise CheckpointError(f"{folder / INDEX}: tensor {name!r} is not in {file}", hint=_DAMAGED)
+    for name, file in weights.items():
+        if name not in entries and (DERIVED.search(name) or name.endswith(HEAD)):
+            continue  # transformers ties or recomputes these, whatever the index says
+        if name not in entries or entries[name].path.name != file:
+            raise CheckpointError(f"{index}: tensor {name!r} is not in {file}", hint=_DAMAGED)
     return entries
 
 
-def _shards(folder: Path) -> Iterator[Path]:
-    """Shards to read, the single file first, as transformers looks for them."""
-    if (folder / SINGLE).exists():
-        yield folder / SINGLE
-        return
-    if (folder / INDEX).exists():
-        files = sorted(set(_weight_map(folder).values()))
-        missing = [file for file in files if not (folder / file).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",
-                hint="download the missing files into the same folder",
-            )
-        yield from (folder / file for file in files)
-        return
-    hint = "pass the folder that holds the model's safetensors files"
-    if any(folder.glob("pytorch_model*.bin")):
-        hint = "only PyTorch .bin weights are here: save the model as safetensors first"
-    elif (folder / "adapter_config.json").exists():
-        hint = "this is an adapter: merge it into its base model and save that"
-    raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX}", hint=hint)
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
+def _weight_map(path: Path) -> dict[str, str]:
     weights = read_json(path).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f"{path}: no weight_map", hint=_DAMAGED)
+    suffix = ".bin" if path.name.startswith(NAMES[1]) else ".safetensors"
     for name, file in weights.items():
         # A name with a path in it could read a file outside of the checkpoint.
-        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+        if not isinstance(file, str) or not file.endswith(suffix) or Path(file).name != file:
             raise CheckpointError(f"{path}: {name!r} is in {file!r}, which is no shard's name", hint=_DAMAGED)
     return weights

@@ -30,8 +30,11 @@ FILES: Final = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
+    "qwen.tiktoken",
     "README.md",
 )
+# Read where a repository has no safetensors.
+PICKLED: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -92,7 +95,10 @@ def _download(repo: str, revision: str | None, bars: bool) -> Path:
     if hide:
         disable_progress_bars()
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*FILES, *PICKLED]))
+        return folder
     except hub.GatedRepoError as error:
         raise failed("access must be asked for", "accept its terms on the hub, then set HF_TOKEN") from error
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:

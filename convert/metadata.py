@@ -51,6 +51,12 @@ def _tokenizer(vocab: Vocab) -> Metadata:
     ):
         if token_id is not None:
             metadata[f"{t}.{name}_token_id"] = token_id
+    if vocab.eos_token_ids:
+        metadata["qvl.tokenizer.eos_token_ids"] = list(vocab.eos_token_ids)
+    if vocab.eot_token_id is not None:
+        metadata[f"{t}.eot_token_id"] = vocab.eot_token_id
+    if vocab.chat_format is not None:
+        metadata["qvl.chat_format"] = vocab.chat_format
     metadata[f"{t}.add_bos_token"] = False  # Qwen's tokenizers add nothing
     if vocab.chat_template is not None:
         metadata["tokenizer.chat_template"] = vocab.chat_template
@@ -68,11 +74,11 @@ def vision_metadata(
         "general.quantization_version": QUANTIZATION_VERSION,
         "clip.has_vision_encoder": True,
         "clip.projector_type": config.family.projector,
-        **conversion(config.family).vision_metadata(config),
         "clip.vision.image_mean": list(preprocessor["image_mean"]),
         "clip.vision.image_std": list(preprocessor["image_std"]),
         "clip.vision.image_min_pixels": preprocessor["min_pixels"],
         "clip.vision.image_max_pixels": preprocessor["max_pixels"],
+        **conversion(config.family).vision_metadata(config),
     }
 
 

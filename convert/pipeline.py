@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qvl.convert.checkpoint import Checkpoint
 from qvl.convert.config import read_config
+from qvl.convert.family import conversion
 from qvl.convert.hub import find_source
 from qvl.convert.importance import Importance, load_importance
 from qvl.convert.metadata import (
@@ -109,11 +110,12 @@ def convert(
         importance = load_importance(
             imatrix, [(recipe.name, plan) for recipe, plan in zip(recipes, plans, strict=True)]
         )
+        vocab = read_vocab(source.folder, config.text, conversion(config.family).CONTROL_TOKENS)
         general = general_metadata(source.folder, name, source.repo) | importance.metadata
         metadata = (
             text_metadata(
                 config,
-                read_vocab(source.folder, config.text),
+                vocab,
                 generation_defaults(source.folder),
                 recipes[0].file_type,
                 general,
@@ -139,7 +141,7 @@ def convert(
         text=paths[0],
         mmproj=paths[1],
         files=files_done,
-        warnings=(*tensors.notes, *warn(odd, tensors.ignored, plans), *importance.warnings),
+        warnings=(*tensors.notes, *vocab.notes, *warn(odd, tensors.ignored, plans), *importance.warnings),
         seconds=time.monotonic() - started,
     )
 

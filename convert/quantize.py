@@ -19,7 +19,8 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qvl.convert.checkpoint import ITEM_SIZE, Checkpoint, TensorEntry
+from qvl.convert.checkpoint import Checkpoint
+from qvl.convert.entries import ITEM_SIZE, TensorEntry
 from qvl.convert.feedback import FEEDBACK, Factors, factors, feed_back
 from qvl.convert.native import kquants
 from qvl.convert.recipe import FLOATS, Planned
@@ -160,9 +161,9 @@ def source_rows(checkpoint: Checkpoint, job: Job) -> Array:
     is read."""
     tensor = job.planned.tensor
     view = tensor.view(checkpoint.array(job.entry))
-    if view.shape != tensor.shape:
+    if view.size != tensor.n_elements or (len(tensor.shape) > 1 and view.shape[-1] != tensor.n_per_row):
         raise ValueError(f"{tensor.name}: its view has shape {view.shape}, expected {tensor.shape}")
-    return view
+    return view if len(tensor.shape) > 1 else view.reshape(-1)
 
 
 class _Worker:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 View: TypeAlias = Callable[[Array], Array]
-"""From the source as an array of `source_shape` to an array of `shape` that shares its memory."""
+"""From the source as an array of `source_shape` to one that shares its memory and whose rows, in order, are
+those of `shape`; leading axes may be more than there."""
 Values: TypeAlias = Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.float32]]
 """From float32 rows [n, n_per_row] and the number of the first one to what is quantized, of the same
 shape."""

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from qvl.convert.checkpoint import READABLE, Checkpoint, TensorEntry
+from qvl.convert.checkpoint import Checkpoint
 from qvl.convert.config import incomplete
+from qvl.convert.entries import DERIVED, HEAD, READABLE, TensorEntry
 from qvl.convert.family import conversion
 from qvl.convert.hyperparameters import ModelConfig
 from qvl.convert.rows import Mapped
@@ -22,15 +23,12 @@ from qvl.runtime.errors import CheckpointError
 # prefixes (huggingface/transformers#45357), torch.compile and data parallel training leave theirs.
 WRAPPERS: Final = ("model.", "language_model.", "_orig_mod.", "module.", "base_model.")
 DECODER: Final = ("layers.", "embed_tokens.", "norm.")
-# Tables that old versions saved: recomputed from the hyperparameters.
-DERIVED: Final = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
 # Tensors that change what the model computes, if they are there.
 OWN: Final = re.compile(r"^(model\.|visual\.|transformer\.)")
 ADAPTER: Final = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
 QUANTIZED: Final = re.compile(
     r"\.(qweight|qzeros|g_idx|scales|weight_scale(_inv|_2)?|weight_packed|(weight\.)?(absmax|quant_map|SCB)|quant_state\..*)$"
 )
-HEAD: Final = "lm_head.weight"
 EMBEDDING: Final = "model.embed_tokens.weight"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from qvl.convert.checkpoint import read_json
 from qvl.convert.hyperparameters import TextConfig
+from qvl.convert.tiktoken import SPECIAL_TOKENS, read_tiktoken
 from qvl.runtime.errors import CheckpointError
 
 PRE: Final = "qwen2"
@@ -26,6 +27,17 @@ SPLIT: Final = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+
+TIKTOKEN: Final = "qwen.tiktoken"
+# Tokens at which llama.cpp ends a reply whatever the metadata says (llama-vocab.cpp, special_eog_ids).
+LLAMA_ENDS: Final = ("<|im_end|>", "<|endoftext|>")
+# Qwen-VL-Chat's form, which its code has in place of a template.
+CHATML: Final = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 # Added tokens: id to (text, special).
 Added = dict[int, tuple[str, bool]]
@@ -48,6 +60,10 @@ class Vocab:
         tokens: by id; byte-level letters, as in vocab.json.
         types: by id.
         merges: "left right", best first.
+        eos_token_ids: every token that ends a reply, of generation_config.json too.
+        eot_token_id: one of these that llama.cpp would not end a reply at by itself.
+        chat_format: of Qwen-VL's generation_config.json, "chatml" or "raw".
+        notes: what a person should know.
     """
 
     tokens: tuple[str, ...]
@@ -57,25 +73,38 @@ class Vocab:
     eos_token_id: int | None
     pad_token_id: int | None
     chat_template: str | None
+    eos_token_ids: tuple[int, ...] = ()
+    eot_token_id: int | None = None
+    chat_format: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read_vocab(folder: Path, config: TextConfig) -> Vocab:
+def read_vocab(folder: Path, config: TextConfig, required: Sequence[str] = ()) -> Vocab:
     """The vocabulary of a checkpoint, padded to the embedding's rows.
 
+    Args:
+        required: control tokens that prompts are made of.
+
     Raises:
-        CheckpointError: tokenizer files missing, damaged, of another kind, or larger than the embedding.
+        CheckpointError: tokenizer files missing, damaged, of another kind, or larger than the embedding; a
+            required
+            token is missing.
     """
     settings = _optional(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         base, merges, added = _from_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         base, merges, added = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt"), {}
+    elif (folder / TIKTOKEN).is_file():
+        base, merges = read_tiktoken(folder / TIKTOKEN)
+        added = {len(base) + i: (token, True) for i, token in enumerate(SPECIAL_TOKENS)}
     else:
         raise CheckpointError(
-            f"{folder}: neither tokenizer.json nor vocab.json with merges.txt",
+            f"{folder}: neither tokenizer.json nor vocab.json with merges.txt nor {TIKTOKEN}",
             hint="copy the tokenizer files of the original model into the folder",
         )
     added = {**_added_tokens(folder, settings), **added}
+    added, notes = _with_rows(added, config.vocab_size)
     tokens, types = _table(folder, base, added, config.vocab_size)
     ids = {token: i for i, token in enumerate(tokens)}
 
@@ -86,15 +115,63 @@ def read_vocab(folder: Path, config: TextConfig) -> Vocab:
         found = fallback if found is None else found
         return found if found is None or found < len(tokens) else None
 
+    if absent := [
+        token for token in required if ids.get(token) is None or types[ids[token]] is TokenType.NORMAL
+    ]:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has no {', '.join(absent)}, which prompts of this family are made of",
+            hint="copy the tokenizer files of the original model into the folder",
+        )
+    generation = _optional(folder / "generation_config.json")
+    chat_format = generation.get("chat_format")
+    chat_format = chat_format if chat_format in ("chatml", "raw") else None
+    end = ids.get("<|im_end|>" if chat_format == "chatml" else "<|endoftext|>")
+    eos = special("eos", config.eos_token_id if config.eos_token_id is not None else end)
+    stops = _stops(folder, generation, eos, ids if chat_format == "chatml" else {}, len(tokens))
+    template = read_chat_template(folder, settings) or (CHATML if chat_format == "chatml" else None)
     return Vocab(
         tokens=tokens,
         types=types,
         merges=merges,
         bos_token_id=special("bos", config.bos_token_id),
-        eos_token_id=special("eos", config.eos_token_id),
+        eos_token_id=eos,
         pad_token_id=special("pad", config.pad_token_id),
-        chat_template=read_chat_template(folder, settings),
+        chat_template=template,
+        eos_token_ids=stops,
+        eot_token_id=next((i for i in stops if i != eos and tokens[i] not in LLAMA_ENDS), None),
+        chat_format=chat_format,
+        notes=notes,
     )
+
+
+def _with_rows(added: Added, size: int) -> tuple[Added, tuple[str, ...]]:
+    """Added tokens that the embedding has rows for; transformers loads the others, and cannot use them."""
+    beyond = {i: text for i, (text, _) in added.items() if i >= size}
+    if not beyond:
+        return added, ()
+    names = ", ".join(repr(text) for text in list(beyond.values())[:5])
+    note = (
+        f"left out, since the embedding has {size} rows: {len(beyond)} added tokens from id {min(beyond)} on "
+        f"({names}); resize_token_embeddings makes room for them"
+    )
+    return {i: token for i, token in added.items() if i < size}, (note,)
+
+
+def _stops(
+    folder: Path, generation: Mapping[str, Any], eos: int | None, ids: Mapping[str, int], size: int
+) -> tuple[int, ...]:
+    """Every token that ends a reply: the tokenizer's, those of generation_config.json, and ChatML's."""
+    value = generation.get("eos_token_id")
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    for found in listed:
+        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+            raise CheckpointError(
+                f"{folder / 'generation_config.json'}: eos_token_id is {json.dumps(value)}, "
+                "expected token ids"
+            )
+    chatml = (ids.get(token) for token in ("<|im_end|>", "<|im_start|>"))
+    known = (i for i in (eos, *listed, *chatml) if i is not None and i < size)
+    return tuple(dict.fromkeys(known))
 
 
 def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -121,7 +198,7 @@ def _from_tokenizer_json(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...]
     data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
-        raise CheckpointError(f"{path}: not a byte-level BPE tokenizer, which Qwen2-VL has")
+        raise CheckpointError(f"{path}: not a byte-level BPE tokenizer, which Qwen's models have")
     pattern = _split_pattern(data.get("pre_tokenizer"))
     if pattern is not None and pattern != SPLIT:
         raise CheckpointError(f"{path}: words are split by {pattern!r}, expected Qwen2's {SPLIT!r}")

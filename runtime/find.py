@@ -12,6 +12,7 @@ from typing import Final
 
 from qvl.runtime.errors import InputError, shown
 from qvl.runtime.files import expanded
+from qvl.runtime.ggml.skim import file_kind
 from qvl.runtime.resources import free_memory
 
 _LATER_SHARD: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
@@ -55,7 +56,7 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
         )
     text = place
     if place.is_dir():
-        texts = [p for p in _gguf_files(place) if not _is_mmproj(p)]
+        texts = [p for p in _gguf_files(place) if _is_text(p)]
         text = _of_type(texts, place, kind) if kind else _one(texts, f"{place}: model files", "name one")
     if mmproj is not None:
         given = expanded(mmproj)
@@ -124,7 +125,19 @@ def _gguf_files(folder: Path) -> list[Path]:
 
 
 def _is_mmproj(path: Path) -> bool:
-    return "mmproj" in path.name.lower()
+    """Whether a file is an image encoder, by what it says; by its name where it says nothing."""
+    kind = file_kind(path)
+    if kind is None or not kind.architecture:
+        return "mmproj" in path.name.lower() and kind is None
+    return kind.architecture == "clip"
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file may be a decoder: no image encoder, importance matrix, adapter or vocabulary."""
+    kind = file_kind(path)
+    if kind is None:  # damaged, or no GGUF file at all: to be named by what opens it
+        return not _is_mmproj(path)
+    return kind.architecture not in ("", "clip") and kind.type in ("", "model")
 
 
 def _base(stem: str) -> str:

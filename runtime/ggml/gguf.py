@@ -19,6 +19,7 @@ import numpy as np
 
 from qvl.runtime.errors import GGUFError
 from qvl.runtime.ggml import library as ggml
+from qvl.runtime.ggml.skim import refusal
 
 MAGIC: Final = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -27,6 +28,7 @@ _DTYPES: Final[dict[int, str]] = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4",
     6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
+_NEWER: Final = "a newer program wrote the file: a newer qvl may read it"
 _HINT: Final = "the file is damaged or incomplete: download or convert it again"
 
 
@@ -123,6 +125,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, int]]:
     lib = ggml.lib()
     ctx = lib.gguf_init_from_file(os.fsencode(path), ggml.GGUFInitParams(no_alloc=True, ctx=None))
     if not ctx:
+        if (reason := refusal(path)) is not None:
+            raise GGUFError(f"{path}: {reason}", hint=_NEWER)
         raise GGUFError(f"{path}: the GGUF header cannot be read", hint=_HINT)
     try:
         yield lib, ctx
@@ -137,7 +141,7 @@ def _tensors(path: Path, lib: Any, ctx: int, n_bytes: int) -> Iterator[tuple[str
         kind = lib.gguf_get_tensor_type(ctx, i)
         if kind not in ggml.Type._value2member_map_:
             raise GGUFError(
-                f"{path}: tensor {name} has type {kind}, which this version does not know", hint=_HINT
+                f"{path}: tensor {name} has type {kind}, which this version does not know", hint=_NEWER
             )
         ne = (ctypes.c_int64 * ggml.MAX_DIMS).from_address(lib.gguf_get_tensor_ne(ctx, i))
         dims = list(ne)

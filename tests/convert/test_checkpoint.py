@@ -207,7 +207,8 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "hint"),
     [
-        ("pytorch_model.bin", "safetensors first"),
+        ("model-00001-of-00002.safetensors", "its index is missing"),
+        ("tiny-Q4_K_M.gguf", "need no conversion"),
         ("adapter_config.json", "merge it"),
         ("x.txt", "folder that holds"),
     ],

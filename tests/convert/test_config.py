@@ -88,7 +88,7 @@ def put_rope(**values: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put(model_type="llava"), "model_type is 'llava', expected one of qwen2_vl"),
+        (put(model_type="llava"), "model_type is 'llava', expected one of qwen, qwen2_vl"),
         (drop("model_type"), "model_type is None"),
         (put(hidden_size=[]), r"hidden_size is \[\], expected a whole number"),
         (put(hidden_size="128"), "hidden_size is '128'"),

@@ -127,7 +127,8 @@ def test_keys_are_those_that_gguf_knows(tiny_model: Converted) -> None:
     collect(gguf.Keys)
     for path in (tiny_model.text, tiny_model.mmproj):
         assert {key for key in read_gguf(path).metadata if key not in known} <= {
-            "qvl.vision.temporal_patch_size"
+            "qvl.vision.temporal_patch_size",
+            "qvl.tokenizer.eos_token_ids",
         }
 
 
