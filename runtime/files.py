@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import FormatError, InputError
 
 _RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *[.:].*)?")
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -35,6 +35,36 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+class MappedFile:
+    """A file that C code reads through a memory map, where a page beyond a shortened file's end is SIGBUS.
+
+    Args:
+        path: as it was opened; its size now is what `check` expects later.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stat = path.stat()
+
+    def check(self) -> None:
+        """See that the file is still as long as it was; one that was replaced or removed stays mapped.
+
+        Raises:
+            FormatError: it was shortened in place.
+        """
+        try:
+            now = self.path.stat()
+        except OSError:
+            return
+        same = (now.st_dev, now.st_ino) == (self._stat.st_dev, self._stat.st_ino)
+        if same and now.st_size < self._stat.st_size:
+            raise FormatError(
+                f"{self.path}: {now.st_size} bytes, {self._stat.st_size} when it was opened: "
+                "it was shortened while in use",
+                hint="replace model files by renaming, as qvl convert does, and open the model again",
+            )
 
 
 def is_there(path: Path) -> bool:

@@ -312,8 +312,11 @@ class _Converter:
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
         over, under = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
         for value in (low, high, over, under):
-            if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
-                raise InputError(f"the JSON schema has {value!r} for a bound at {path}, expected a number")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or value != value or abs(value) not in (math.inf, min(abs(value), 10**300)):
+                raise InputError(
+                    f"the JSON schema has {shown(value)} for a bound at {path}, expected a number"
+                )
         kind = schema["type"]
         if (low, high, over, under) == (-math.inf, math.inf, -math.inf, math.inf):
             return str(kind)

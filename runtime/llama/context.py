@@ -190,6 +190,7 @@ class Context:
             Whatever the observer raises: what the cache has of the batch is not defined either.
         """
         self._check(batch)
+        self.model.check_files()
         call = DecodeCall(self._c, self.handle, batch)
         self._flag.raw = b"\0\0"
         self._n_rows = 0

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from qvl.runtime.errors import BackendError, GGUFError, InputError, shown
+from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.interrupt import Guard, held_interrupts
@@ -62,7 +63,7 @@ class LlamaModel:
             InputError: no such device.
             BackendError: llama.cpp refused it, for want of memory as a rule.
         """
-        gguf = _read_shards(read_gguf(path, arrays=ARRAYS))
+        gguf, self._files = _read_shards(read_gguf(path, arrays=ARRAYS))
         self.path = gguf.path
         self.hparams: TextHparams = check_text_file(gguf)
         self.metadata = gguf.metadata
@@ -85,6 +86,15 @@ class LlamaModel:
         if self._handle is None:
             raise BackendError(f"{self.path}: the model is closed")
         return self._handle
+
+    def check_files(self) -> None:
+        """See that no file was shortened since it was opened: its pages are read while the model runs.
+
+        Raises:
+            FormatError: one was.
+        """
+        for file in self._files:
+            file.check()
 
     def close(self) -> None:
         """Free the weights. Doing it twice is harmless."""
@@ -138,11 +148,11 @@ class LlamaModel:
         return int(handle)
 
 
-def _read_shards(first: GGUFFile) -> GGUFFile:
-    """The file with the tensors of all its parts, when a model is split (`NAME-00001-of-00003.gguf`)."""
+def _read_shards(first: GGUFFile) -> tuple[GGUFFile, list[MappedFile]]:
+    """The file with the tensors of all its parts, and these; a split model is `NAME-00001-of-00003.gguf`."""
     n_parts = first.metadata.get("split.count", 1)
     if n_parts in (0, 1):
-        return first
+        return first, [MappedFile(first.path)]
     match = _SHARD.search(first.path.name)
     if match is None or int(match[1]) != 1 or int(match[2]) != n_parts:
         raise GGUFError(
@@ -150,7 +160,10 @@ def _read_shards(first: GGUFFile) -> GGUFFile:
             hint=f"name the first part, ending in -00001-of-{n_parts:05}.gguf",
         )
     tensors = dict(first.tensors)
+    files = [MappedFile(first.path)]
     for i in range(2, n_parts + 1):
         name = first.path.name[: match.start()] + f"-{i:05}-of-{n_parts:05}.gguf"
-        tensors.update(read_gguf(first.path.with_name(name), arrays=False).tensors)
-    return replace(first, tensors=tensors)
+        part = read_gguf(first.path.with_name(name), arrays=False)
+        tensors.update(part.tensors)
+        files.append(MappedFile(part.path))
+    return replace(first, tensors=tensors), files

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qvl.runtime.errors import GGUFError
 from qvl.runtime.families.table import FAMILIES, Family, of_projector
+from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
@@ -96,6 +97,7 @@ class VisionEncoder:
     ) -> None:
         file = read_gguf(path)
         self.path = file.path
+        self._file = MappedFile(file.path)
         self.metadata = file.metadata
         self.family = _family(file)
         self._tower: Tower = cast("Tower", self.family.tower)
@@ -227,6 +229,7 @@ class VisionEncoder:
 
     def _fill(self, pack: Sequence[Patches]) -> Encoding:
         """The graph for a pack, placed, with its inputs."""
+        self._file.check()
         grids = tuple(p.grid_thw for p in pack)
         encoding = self._encoding(grids)
         pixels = np.concatenate([p.pixel_values for p in pack]) if len(pack) > 1 else pack[0].pixel_values

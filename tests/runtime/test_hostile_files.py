@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
 import tracemalloc
 from pathlib import Path
@@ -15,6 +17,7 @@ from qvl.cli.chat import sessions
 from qvl.convert import Converted
 from qvl.convert.checkpoint import parse_json as parse_checkpoint_json
 from qvl.convert.checkpoint import read_json
+from qvl.runtime import load
 from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.errors import CheckpointError, FormatError, GGUFError, ImageError, InputError
 from qvl.runtime.files import parse_json
@@ -90,7 +93,7 @@ def test_fields_of_an_importance_matrix(tmp_path: Path, key: str, value: object)
     "schema",
     [{"required": 5}, {"required": [[]]}, {"properties": 3}, {"allOf": {}}, {"type": [{}]}, {"type": 7},
      {"$ref": []}, {"enum": 1}, {"prefixItems": "x"}, {"minItems": "x"}, {"format": 1},
-     {"$defs": 1, "type": "string"}],
+     {"$defs": 1, "type": "string"}, {"type": "number", "minimum": 10**400}],
 )  # fmt: skip
 def test_schemas_of_other_shapes(schema: dict[str, object]) -> None:
     with pytest.raises(InputError, match="the JSON schema"):
@@ -122,3 +125,26 @@ def test_a_checkpoints_text_with_half_a_surrogate_pair(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         read_json(tmp_path / "config.json")
     assert parse_checkpoint_json(b'{"a": "\\ud83d\\ude00"}', tmp_path) == {"a": "\U0001f600"}
+
+
+def test_a_model_that_is_shortened_in_place_is_named_before_it_is_read(
+    tiny_model: Converted, tmp_path: Path
+) -> None:
+    """Beyond the end of the file a page of its map is SIGBUS, which no process outlives."""
+    for path in (tiny_model.text, tiny_model.mmproj):
+        shutil.copy(path, tmp_path)
+    text, mmproj = tmp_path / tiny_model.text.name, tmp_path / tiny_model.mmproj.name
+    question = [{"role": "user", "content": "Hi"}]
+    with load(tmp_path, device="cpu") as model:
+        model.generate(question, max_tokens=1).result()
+        shutil.copy(tiny_model.text, tmp_path / "new")
+        (tmp_path / "new").replace(text)  # another file of that name: what is mapped stays
+        model.generate(question, max_tokens=2).result()
+    with load(tmp_path, device="cpu") as model:
+        for path, run in (
+            (mmproj, lambda: model.vision.encode([np.zeros((56, 56, 3), np.uint8)])),
+            (text, lambda: model.generate(question, max_tokens=1).result()),
+        ):
+            os.truncate(path, 4096)
+            with pytest.raises(FormatError, match=f"{path.name}: 4096 bytes, .* shortened while in use"):
+                run()
