@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 from qvl.runtime.engine.reply import TokenLogprob
 from qvl.runtime.grounding.box import SCALE, Box, Event
 from qvl.runtime.grounding.mention import picture_of
-from qvl.runtime.grounding.tags import GroundingParser
 from qvl.runtime.model import Model
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.prompt import Prepared, prepare
@@ -65,7 +64,7 @@ class Choice:
         self._index = index
         self._pictures = [size for size in prepared.sizes if size is not None]
         self._question = prepared.question
-        self._boxes = GroundingParser(choose=self._where)
+        self._boxes = model.grounding(choose=self._where, resized=self._seen)
         self._tools = ToolParser() if prepared.tools else None
         self._raw: list[str] = []
         self._shown: list[str] = []
@@ -112,10 +111,14 @@ class Choice:
             return None
         names = [f"\0{i}" for i in range(len(self._pictures))]  # sent without names
         number = picture_of(reply, self._question, names)
-        return number, self._pictures[number - 1]
+        return number, self._pictures[number - 1].sent
+
+    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size in which the model sees a picture that was sent in this one."""
+        return next((each.seen for each in self._pictures if each.sent == size), size)
 
     def _box(self, box: Box, text: str) -> dict[str, Any]:
-        size = (SCALE, SCALE) if box.picture is None else self._pictures[box.picture - 1]
+        size = (SCALE, SCALE) if box.picture is None else self._pictures[box.picture - 1].sent
         picture = {} if box.picture is None else {"picture": box.picture}
         return {**box.json(*size), **picture, "text": text.strip()}
 

@@ -28,11 +28,19 @@ _ROLES: Final = {"developer": "system"}
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """A picture's (width, height) in pixels, as it was sent and as the model sees it."""
+
+    sent: tuple[int, int]
+    seen: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A request that is ready for the engine.
 
     Attributes:
-        sizes: (width, height) in pixels of the prompt's pictures as they were sent; None for a video.
+        sizes: of the prompt's pictures and videos; None for a video.
         question: the text of the last message, which may say which picture is meant.
         image_tokens: of the prompt.
         seeds: of each reply.
@@ -41,7 +49,7 @@ class Prepared:
     """
 
     request: Request
-    sizes: tuple[tuple[int, int] | None, ...]
+    sizes: tuple[Sizes | None, ...]
     question: str
     image_tokens: int
     seeds: tuple[int, ...]
@@ -68,9 +76,7 @@ def prepare(state: State, body: ChatRequest) -> Prepared:
 def _prepare(state: State, body: ChatRequest, model: Model, reader: _Reader) -> Prepared:
     messages = [reader.message(i, message) for i, message in enumerate(body.messages)]
     tools = _tools(body)
-    if tools:
-        raise ApiError(400, "this model's template has no tools", param="tools")
-    units = model.template.units(messages, model.store.place, replies=state.replies.get)
+    units = model.template.units(messages, model.store.place, replies=state.replies.get, tools=tools)
     prompt = n_cells(units)
     most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
     room = model.n_ctx - prompt
@@ -128,7 +134,7 @@ class _Reader:
         self._store = state.uploads
         self._count = 0
         self.uploads: list[Path] = []
-        self.sizes: list[tuple[int, int] | None] = []
+        self.sizes: list[Sizes | None] = []
         self.question = ""
 
     def message(self, i: int, message: ChatMessage) -> dict[str, Any]:
@@ -175,11 +181,14 @@ class _Reader:
         return {"type": "video", "video": str(source), **bounds, **fps}
 
     def _image(self, source: bytes | Path, part: Part, detail: str | None) -> dict[str, Any]:
-        self.sizes.append(open_picture(source).size)
         bounds = self._bounds(part)
         if detail == "low" and "max_pixels" not in bounds:
             preprocessor = self._model.vision.preprocessor
             bounds["max_pixels"] = max(LOW_TOKENS * preprocessor.factor**2, preprocessor.min_pixels)
+        sent = open_picture(source).size
+        bounded = self._model.vision.preprocessor.with_pixels(**bounds)
+        height, width = bounded.size(sent[1], sent[0])
+        self.sizes.append(Sizes(sent, (width, height)))
         return {"type": "image", "image": source if isinstance(source, bytes) else str(source), **bounds}
 
     def _bounds(self, part: Part) -> dict[str, int]:
