@@ -201,6 +201,8 @@ def write_tower(path: Path, shape: TowerShape, dtype: type = np.float32, **metad
         key = f"clip.vision.{name}"
         if isinstance(value, list):
             writer.add_array(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
         else:
