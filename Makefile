@@ -10,7 +10,7 @@ SOURCES := runtime convert models cli
 PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity ray lint format package readme nano bench clean fuzz
+.PHONY: help setup demo test parity ray lint format package readme nano bench clean fuzz kills
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ ray: $(READY_RAY)  ## run the tests of captions on a local Ray cluster
 CASES ?= 10000
 fuzz: $(READY)  ## feed qvl mutated files of every kind: CASES of each (10,000)
 	cd tests && $(abspath $(PYTHON_IN_VENV)) -m fuzz --cases $(CASES)
+
+kills: $(READY)  ## kill every command that writes at fifty random instants
+	QVL_KILLS=50 $(PYTHON_IN_VENV) -m pytest tests/fuzz/test_kills.py tests/caption/test_kill.py
 
 lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check .
