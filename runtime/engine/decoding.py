@@ -66,8 +66,9 @@ class Decoding:
         slots = self._slots.reading
         replies = [slot for slot in slots if _writes(slot)]
         limit = self._context.n_batch
-        if replies and self._interleave and self._token_seconds:
-            limit = min(limit, max(_LEAST, int(_STALL_SECONDS / self._token_seconds)))
+        if replies and self._interleave:
+            pace = self._token_seconds
+            limit = min(limit, max(_LEAST, int(_STALL_SECONDS / pace) if pace else 0))
         found = vision_batch([slot for slot in slots if not _writes(slot)], vectors, limit)
         if found is not None:
             yield from self._run(*found, cancelled)
