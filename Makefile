@@ -1,5 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv on their first run.
 VENV ?= .venv
+JOBS ?= 2  # tests at a time; each uses a core or two
 PYTHON_IN_VENV := $(VENV)/bin/python
 READY := $(VENV)/.ready-dev
 READY_PARITY := $(VENV)/.ready-parity
@@ -37,10 +38,10 @@ demo: $(READY)  ## convert the small model, then chat about and caption sample p
 	@VENV=$(VENV) models/demo.sh
 
 test: $(READY)  ## run the tests that need no torch
-	$(PYTHON_IN_VENV) -m pytest -m "not parity"
+	$(PYTHON_IN_VENV) -m pytest -m "not parity" -n $(JOBS) --dist loadfile
 
 parity: $(READY_PARITY)  ## run the tests against transformers
-	$(PYTHON_IN_VENV) -m pytest -m parity
+	$(PYTHON_IN_VENV) -m pytest -m parity -n $(JOBS) --dist loadfile
 
 ray: $(READY_RAY)  ## run the tests of captions on a local Ray cluster
 	$(PYTHON_IN_VENV) -m pytest tests/caption/test_distributed.py
