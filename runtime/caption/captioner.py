@@ -200,7 +200,7 @@ class BatchCaptioner:
     def _done(self, job: EngineJob, asked: Job, started: float) -> Done:
         return Done(
             asked.key,
-            tuple(self._vocab.detokenize(sample.tokens) for sample in job.samples),
+            tuple(self._vocab.text(sample.tokens) for sample in job.samples),
             tuple(sample.reason or "stop" for sample in job.samples),
             job.prompt_tokens,
             sum(len(sample.tokens) for sample in job.samples),

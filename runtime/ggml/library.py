@@ -262,6 +262,8 @@ _C_TYPES: Final[dict[str, Any]] = {
     "struct ggml_init_params": InitParams,
     "struct gguf_init_params": GGUFInitParams,
 }
+PINNED: Final = "0.3.36"
+_OBJECT_BYTES: Final = 32  # sizeof(struct ggml_object), ggml.c
 _PROTOTYPE = re.compile(r"^(?P<returns>.+?)(?P<name>\w+)\((?P<args>.*)\);$")
 _LIBRARIES: Final = ("ggml-base", "ggml-cpu", "ggml")
 _SUFFIX: Final = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -290,8 +292,32 @@ def directory() -> Path:
     """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
-        raise BackendError("llama-cpp-python is not installed", hint="pip install llama-cpp-python==0.3.36")
+        raise BackendError(
+            "llama-cpp-python is not installed", hint=f"pip install llama-cpp-python=={PINNED}"
+        )
     return Path(spec.submodule_search_locations[0]) / "lib"
+
+
+def _check_version() -> None:
+    """Refuse another llama-cpp-python: structs are read and written at fixed offsets."""
+    text = (directory().parent / "__init__.py").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"""__version__\s*=\s*["']([^"']+)""", text)
+    if found is None or found[1] != PINNED:
+        version = "of an unknown version" if found is None else found[1]
+        raise BackendError(
+            f"llama-cpp-python is {version}, expected {PINNED}",
+            hint=f"pip install llama-cpp-python=={PINNED}",
+        )
+
+
+def _check_struct(overhead: int) -> None:
+    """Refuse a libggml whose tensors have another size (`ggml_tensor_overhead`: a `ggml_object` and a tensor)."""
+    expected = _OBJECT_BYTES + ctypes.sizeof(TensorStruct)
+    if overhead != expected:
+        raise BackendError(
+            f"libggml's tensors take {overhead} bytes, expected {expected}: a build of another version",
+            hint=f"reinstall llama-cpp-python=={PINNED}",
+        )
 
 
 def _open(name: str) -> ctypes.CDLL:
@@ -301,7 +327,8 @@ def _open(name: str) -> ctypes.CDLL:
         if path.exists():
             return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     raise BackendError(
-        f"{folder}: lib{name}{_SUFFIX} is missing", hint="reinstall llama-cpp-python==0.3.36 (shared build)"
+        f"{folder}: lib{name}{_SUFFIX} is missing",
+        hint=f"reinstall llama-cpp-python=={PINNED} (shared build)",
     )
 
 
@@ -327,8 +354,9 @@ def lib() -> SimpleNamespace:
     """Every function of `PROTOTYPES`, ready to call; loaded on first use.
 
     Raises:
-        BackendError: the libraries, or one of the functions, are missing.
+        BackendError: the libraries, or one of the functions, are missing, or of another version.
     """
+    _check_version()
     with _short_spins():
         handles = [_open(name) for name in _LIBRARIES]
     functions = SimpleNamespace()
@@ -339,12 +367,13 @@ def lib() -> SimpleNamespace:
         name = match["name"]
         found = next((h for h in handles if hasattr(h, name)), None)
         if found is None:
-            raise BackendError(f"libggml has no {name}", hint="install llama-cpp-python==0.3.36")
+            raise BackendError(f"libggml has no {name}", hint=f"install llama-cpp-python=={PINNED}")
         function = getattr(found, name)
         function.restype = _ctype(match["returns"])
         function.argtypes = _arguments(match["args"])
         setattr(functions, name, function)
     functions.handles = handles
+    _check_struct(int(functions.ggml_tensor_overhead()))
     # Until llama.cpp's log is routed, ggml's goes nowhere, by a function that takes nothing and does nothing.
     functions.ggml_log_set(ctypes.cast(functions.ggml_tensor_overhead, ctypes.c_void_p), None)
     return functions

@@ -23,7 +23,6 @@ from qvl.runtime.errors import BackendError
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.interrupt import Guard
 
-PINNED: Final = "0.3.36"
 LOGGER: Final = logging.getLogger("qvl.llama")
 # ggml.h, enum ggml_log_level; 5 continues the line before it
 _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
@@ -83,7 +82,7 @@ def import_part(name: str) -> ModuleType:
                 del sys.modules[name]
     except (ImportError, OSError, RuntimeError) as e:
         raise BackendError(
-            f"llama-cpp-python cannot be loaded: {e}", hint=f"pip install llama-cpp-python=={PINNED}"
+            f"llama-cpp-python cannot be loaded: {e}", hint=f"pip install llama-cpp-python=={ggml.PINNED}"
         ) from e
 
 

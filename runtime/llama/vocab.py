@@ -17,7 +17,7 @@ from typing import Any, Final
 from qvl.runtime.errors import BackendError, GGUFError
 from qvl.runtime.llama.binding import llama
 
-END_TOKENS: Final = "qvl.eos_token_ids"
+END_TOKENS: Final = "qvl.tokenizer.eos_token_ids"
 """All tokens that end a reply (generation_config.json's eos_token_id); GGUF has a key for one alone."""
 _CONTROL: Final = 3  # llama.h, LLAMA_TOKEN_TYPE_CONTROL
 
@@ -85,6 +85,11 @@ class Vocab:
         """Text of tokens, control tokens by name; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(self.piece(t) for t in tokens).decode("utf-8", "replace")
 
+    def text(self, tokens: Iterable[int]) -> str:
+        """Text of a reply: as `detokenize`, without a last character that is cut short."""
+        decoder = self.decoder()
+        return "".join([decoder.feed(token) for token in tokens])
+
     def decoder(self) -> IncrementalText:
         """A fresh decoder for streaming."""
         return IncrementalText(self)
@@ -127,5 +132,6 @@ class IncrementalText:
         return self._decode(self._vocab.piece(token))
 
     def finish(self) -> str:
-        """What is left: U+FFFD for a character cut short, else nothing."""
-        return self._decode(b"", True)
+        """Nothing: what is left are bytes of a character that was cut short, which nobody could read."""
+        self._decode(b"", True)
+        return ""

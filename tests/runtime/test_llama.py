@@ -124,6 +124,25 @@ def test_a_file_cut_short_is_refused(small_text: Path, tmp_path: Path, share: fl
         LlamaModel(cut, device="cpu")
 
 
+def test_every_end_token_of_the_file_ends_a_reply(small_text: Path, tmp_path: Path) -> None:
+    odd = edit(small_text, tmp_path / "ends.gguf", metadata={"qvl.tokenizer.eos_token_ids": [3, 5, 10**6]})
+    with LlamaModel(odd, device="cpu") as model:
+        assert {3, 5} <= model.vocab.end_tokens
+        assert 10**6 not in model.vocab.end_tokens
+    wrong = edit(small_text, tmp_path / "wrong.gguf", metadata={"qvl.tokenizer.eos_token_ids": "3"})
+    with pytest.raises(GGUFError, match="expected a list of token ids"):
+        LlamaModel(wrong, device="cpu")
+
+
+def test_a_reply_never_ends_in_half_a_character(model: LlamaModel) -> None:
+    tokens = model.vocab.tokenize("a \U0001f9d9")
+    whole = model.vocab.text(tokens)
+    assert whole == "a \U0001f9d9" and len(tokens) > 2
+    for n in range(len(tokens)):
+        cut = model.vocab.text(tokens[:n])
+        assert whole.startswith(cut) and "\ufffd" not in cut
+
+
 def test_an_mmproj_is_no_text_model(tiny_model: Converted) -> None:
     with pytest.raises(GGUFError, match="this is an mmproj file") as caught:
         LlamaModel(tiny_model.mmproj)

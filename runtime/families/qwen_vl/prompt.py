@@ -21,7 +21,7 @@ CAPTION: Final = "Describe the image in English:"
 _CONTENT: Final = (
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}{% set images.n = images.n + 1 %}"
-    "{% if numbered %}Picture {{ images.n }}: {% endif %}<img><imgpad></img>{% if numbered %}\n{% endif %}"
+    "{% if numbered %}Picture {{ images.n }}: {% endif %}<img><imgpad></img>{{ '\\n' if numbered }}"
     "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
 )
 _CHAT: Final = (
