@@ -10,8 +10,12 @@ SOURCES := runtime convert models cli
 # The strict editable install links file by file: a file added or removed asks for a new install.
 PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
 
+# The levels of kernels for this kind of processor (runtime/native/dispatch.c).
+KERNELS_HERE := $(if $(filter arm64 aarch64,$(shell uname -m)),QVL_HAVE_NEON,\
+	QVL_HAVE_AVX2 QVL_HAVE_AVXVNNI QVL_HAVE_AVX512VNNI QVL_HAVE_AVX512BF16)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity ray lint format package readme nano bench clean fuzz kills
+.PHONY: help setup demo test parity ray lint sanitize format package readme nano bench clean fuzz kills
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +61,12 @@ lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(addprefix -p qvl.,$(SOURCES))
+
+sanitize:  ## run the C kernels with random shapes under AddressSanitizer and UBSan
+	@mkdir -p build
+	$(CC) -g -O1 -std=c11 -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
+		$(addprefix -D,$(KERNELS_HERE)) -Iruntime/native runtime/native/*.c tests/native/harness.c -lm -o build/sanitize
+	build/sanitize 40
 
 format: $(READY)  ## apply ruff's fixes and layout
 	$(VENV)/bin/ruff check --fix .

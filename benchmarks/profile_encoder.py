@@ -30,7 +30,8 @@ _KINDS: Final = {
 _OURS: Final = {
     "linear": "matrix products",
     "attention": "attention",
-    "layer_norm": "layer norms",
+    "norm": "norms",
+    "prepare": "activations rounded",
 }
 
 

@@ -13,10 +13,19 @@ QVL_TARGET("avx2,fma")
 #define BYTE_OFFSET 128
 #define BYTE_SUMS_16 1
 
-INLINE vi wide_dot(vi acc, vi w, vi x) { return acc + (vi) _mm256_madd_epi16((__m256i) w, (__m256i) x); }
+/* A sum in a register at this point: the compiler would add products among themselves first, and keep all of them. */
+#define IN_ORDER(sum) __asm__("" : "+x"(sum))
+
+INLINE vi wide_dot(vi acc, vi w, vi x) {
+    acc += (vi) _mm256_madd_epi16((__m256i) w, (__m256i) x);
+    IN_ORDER(acc);
+    return acc;
+}
 
 INLINE vi byte_dot(vi acc, vi w, vi x) {
-    return (vi) _mm256_add_epi16((__m256i) acc, _mm256_maddubs_epi16((__m256i) w, (__m256i) x));
+    acc = (vi) _mm256_add_epi16((__m256i) acc, _mm256_maddubs_epi16((__m256i) w, (__m256i) x));
+    IN_ORDER(acc);
+    return acc;
 }
 
 INLINE vi add_pairs(vi acc, vi sums) { return acc + (vi) _mm256_madd_epi16((__m256i) sums, _mm256_set1_epi16(1)); }

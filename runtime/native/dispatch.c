@@ -8,6 +8,7 @@ extern const struct qvl_kernels qvl_avx2, qvl_avxvnni, qvl_avx512vnni, qvl_avx51
 /* setup.py defines QVL_HAVE_… for each file that the compiler could compile. Of two that a processor has, the first
  * is taken: on AMD's avx512bf16 comes before avx512vnni, on Intel's after it (see avx512bf16.c). */
 static const struct qvl_kernels * const levels[] = {
+#if defined(__GNUC__)
 #ifdef QVL_HAVE_AVX512VNNI
     &qvl_avx512vnni,
 #endif
@@ -22,6 +23,7 @@ static const struct qvl_kernels * const levels[] = {
 #endif
 #ifdef QVL_HAVE_NEON
     &qvl_neon,
+#endif
 #endif
     NULL,
 };

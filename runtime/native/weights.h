@@ -95,12 +95,13 @@ static void q6_k_to_float(float * out, const char * in, int n) {
         const uint8_t *low = (const uint8_t *) in, *high = low + 128;
         const int8_t * scales = (const int8_t *) in + 192;
         const float d = half_at(in + 208);
-        for (int part = 0; part < 256; part += 128, low += 64, high += 32, scales += 8) {
-            for (int j = 0; j < 4; j++) { /* 32 values each */
-                for (int l = 0; l < 32; l++) {
-                    const int q = (low[j % 2 * 32 + l] >> (j / 2 * 4) & 15) | (high[l] >> (2 * j) & 3) << 4;
-                    out[i + part + j * 32 + l] = d * (float) scales[2 * j + l / 16] * (float) (q - 32);
-                }
+        for (int j = 0; j < 16; j++) { /* 16 values each */
+            const uint8_t *nibbles = low + j / 8 * 64 + j % 4 * 16, *pairs = high + j / 8 * 32 + j % 2 * 16;
+            const int shift = j / 4 % 2 * 4, upper = j / 2 % 4 * 2;
+            const float scale = d * (float) scales[j];
+            for (int l = 0; l < 16; l++) {
+                const int q = (nibbles[l] >> shift & 15) | (pairs[l] >> upper & 3) << 4;
+                out[i + j * 16 + l] = scale * (float) (q - 32);
             }
         }
     }

@@ -20,7 +20,7 @@ from qvl.convert import Converted, convert
 from qvl.runtime.errors import BackendError, Cancelled, GGUFError, InputError
 from qvl.runtime.families.qwen2_vl import tower as qwen2_vl
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.native import kernels
+from qvl.runtime.native import kernels, levels
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.grid import segments
@@ -257,3 +257,33 @@ def test_a_few_layers_at_a_time_give_the_same(
     assert shares == sorted(shares) and shares[-1] == 1.0 and (len(shares) > 50) == (nodes == 1)
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one.embeddings, other.embeddings)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("vision_type", ["q8_0", "q6_k", "q5_k", "q4_k"])
+def test_quantized_types_lose_no_more_than_by_ggml(
+    vision_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from support.reference import vision_embeddings
+
+    # as many inputs as a K-quant's block has, in every matrix
+    checkpoint = write_checkpoint(tmp_path / "model", Shape(dim=256, vision_heads=4, depth=2))
+    mmproj = convert(checkpoint, tmp_path, "f16", vision_type).mmproj
+    lost: dict[str, list[float]] = {}
+    with VisionEncoder(mmproj, device="cpu") as encoder:
+        inputs = [
+            encoder.preprocessor.image(pattern(height, width)) for height, width in ((224, 224), (333, 1000))
+        ]
+    expected = [vision_embeddings(checkpoint, p.pixel_values, [p.grid_thw]) for p in inputs]
+    for level in ("0", *levels()):
+        monkeypatch.setenv("QVL_NATIVE", level)
+        with VisionEncoder(mmproj, device="cpu") as encoder:
+            found = [encoder.encode_patches([p])[0].embeddings for p in inputs]
+        lost[level] = [relative(*pair) for pair in zip(found, expected, strict=True)]
+    for level in levels():
+        more = 2e-3 if level == "avx512bf16" else 0  # it attends in bfloat16
+        # activations of Q8_0 are rounded as by ggml, to the same steps: what differs is chance
+        chance = 1.01 if vision_type == "q8_0" else 1
+        pairs = zip(lost[level], lost["0"], strict=True)
+        assert all(a <= chance * np.hypot(b, more) for a, b in pairs), lost
