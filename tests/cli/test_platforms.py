@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,20 @@ SAMPLES = embedded.path().parent / "samples"
 
 def qvl(*arguments: str | Path, home: Path, typed: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line without Unix's own."""
-    done = subprocess.run(
-        [sys.executable, bare_platform.__file__, *(["--as-typed"] if typed else []), *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120, input=typed,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(home), "QVL_DEBUG": "1"},
-    )  # fmt: skip
+    terminal: list[int] = []
+    if typed:  # by a person at a terminal, without readline
+        terminal = [*pytest.importorskip("pty").openpty()]
+        os.write(terminal[0], typed.encode())
+    try:
+        done = subprocess.run(
+            [sys.executable, bare_platform.__file__, *map(str, arguments)],
+            capture_output=True, text=True, check=False, timeout=120,
+            stdin=terminal[1] if terminal else subprocess.DEVNULL,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(home), "QVL_DEBUG": "1"},
+        )  # fmt: skip
+    finally:
+        for number in terminal:
+            os.close(number)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr

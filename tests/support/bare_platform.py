@@ -93,9 +93,6 @@ def without_proc(real: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     strip()
-    if sys.argv[1] == "--as-typed":  # what comes on stdin counts as a person's, without readline
-        del sys.argv[1]
-        sys.stdin.isatty = lambda: True  # type: ignore[method-assign]
     from qvl.cli.__main__ import main
 
     main()
