@@ -19,6 +19,9 @@ from support.towers import TowerShape, write_tower
 from qvl.runtime.errors import GGUFError
 from qvl.runtime.families.qwen2_5_vl.tower import windows
 from qvl.runtime.families.qwen3_vl.tower import interpolation
+from qvl.runtime.families.table import named
+from qvl.runtime.ggml.gguf import read_gguf
+from qvl.runtime.measure.activations import InputSums, as_stored, in_encoder
 from qvl.runtime.vision.attention import TiledAttention
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.layers import Exact
@@ -213,3 +216,62 @@ def test_metadata_out_of_range_is_refused(family: str, key: str, value: Any, tmp
     path = write_tower(tmp_path / "tower.gguf", shape, **{key: value})
     with pytest.raises(GGUFError, match=r"tower\.gguf: .*expected"):
         VisionEncoder(path)
+
+
+@pytest.mark.parametrize("name", GOLDEN_SHAPES)
+def test_statistics_cover_every_matrix_of_the_file(
+    name: str, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, sums = opened(name), InputSums(in_encoder, products=False)
+    monkeypatch.setattr(encoder, "observer", sums)
+    encoder.encode([pattern(*GOLDEN_SIZES[-1])])
+    found = as_stored(sums.flush(), encoder.stored)
+    tensors = read_gguf(encoder.path).tensors
+    matrices = {n: t.shape[1] for n, t in tensors.items() if len(t.shape) == 2 and n.endswith(".weight")}
+    matrices.pop("v.position_embd.weight", None)
+    assert {n: len(entry.sums) for n, entry in found.items()} == matrices
+
+
+@pytest.mark.parametrize("name", GOLDEN_SHAPES)
+def test_memory_and_work_of_a_picture_are_known(name: str, opened: Open) -> None:
+    encoder = opened(name)
+    grid = encoder.preprocessor.grid(300, 400)
+    assert 0 < encoder.planned_bytes(grid) < 1 << 30
+    one, four = (encoder.config.operations(n) for n in (1024, 4096))
+    assert 0 < 3.99 * one.products < four.products < 4.01 * one.products
+    assert four.attention >= 3.99 * one.attention > 0
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_pixel_values_are_those_of_transformers(family: str) -> None:
+    pytest.importorskip("torch")
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    own = named(family).tower.PREPROCESSOR
+    theirs = Qwen2VLImageProcessorPil(
+        patch_size=own.patch_size,
+        image_mean=list(own.mean),
+        image_std=list(own.std),
+        size={"shortest_edge": own.min_pixels, "longest_edge": own.max_pixels},
+    )
+    for height, width in ((20, 40), (224, 224), (300, 451), (640, 480), (97, 900)):
+        picture = Image.fromarray(pattern(height, width))
+        found, expected = own.image(picture), theirs(images=[picture], return_tensors="np")
+        assert [found.grid_thw] == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
+        assert np.abs(found.pixel_values - expected["pixel_values"]).max() < 1e-6
+
+
+def test_qwen_vl_stretches_to_its_square() -> None:
+    from PIL import Image
+
+    own = named("qwen_vl").tower.PREPROCESSOR
+    assert own.size(3000, 20) == (448, 448) and own.n_tokens(3000, 20) == 256
+    picture = Image.fromarray(pattern(300, 451))
+    found = own.image(picture)
+    assert found.grid_thw == (1, 32, 32)
+    stretched = np.asarray(picture.resize((448, 448), Image.Resampling.BICUBIC), np.float64) / 255
+    values = ((stretched - own.mean) / own.std).transpose(2, 0, 1)
+    cut = values.reshape(3, 16, 2, 14, 16, 2, 14).transpose(1, 4, 2, 5, 0, 3, 6).reshape(1024, 588)
+    assert np.abs(found.pixel_values - cut).max() < 1e-6
