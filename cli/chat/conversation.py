@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +128,7 @@ class Conversation:
         if box.picture is None:
             return box.json(SCALE, SCALE)
         path = self.pictures[box.picture - 1]
-        return {**box.json(*size_of(path)), "picture": box.picture, "image": str(path)}
+        return {**box.json(*_size_of(path)), "picture": box.picture, "image": str(path)}
 
     def _shown(self, events: list[Event]) -> Iterator[str]:
         for event in events:
@@ -161,7 +160,7 @@ class Conversation:
             return None
         question = next(m for m in reversed(self.messages) if m["role"] == "user")
         number = picture_of(reply, _split(question["content"])[0], [path.name for path in pictures])
-        return number, size_of(pictures[number - 1])
+        return number, _size_of(pictures[number - 1])
 
     def boxes_by_picture(self) -> dict[int, list[Box]]:
         """The boxes of the last reply that are in a picture, by its number."""
@@ -319,25 +318,10 @@ def _restored(message: Message) -> Message:
     return message
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a picture, upright.
+def _size_of(path: Path) -> tuple[int, int]:
+    from qvl.runtime.vision.size import size_of
 
-    Raises:
-        ImageError: it cannot be read.
-    """
-    try:
-        changed = path.stat().st_mtime_ns
-    except OSError:  # opening it says what is wrong
-        changed = 0
-    return _size_of(path, changed)
-
-
-@lru_cache(maxsize=64)
-def _size_of(path: Path, changed: int) -> tuple[int, int]:
-    from qvl.runtime.vision.image import open_picture
-
-    width, height = open_picture(path).size
-    return width, height
+    return size_of(path)
 
 
 def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from qvl.cli.chat.attachments import Attachment
-from qvl.cli.chat.conversation import size_of
 from qvl.cli.output import Output, format_table, human_seconds
 from qvl.runtime.detail.cost import LOW_TOKENS, Cost, Detail, cost, max_pixels, seconds
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.size import size_of
 from qvl.runtime.vision.video import FRAME_FACTOR, VideoPlan, plan_video
 from qvl.runtime.vision.video_options import VideoOptions
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from qvl.runtime.model import Model
     from qvl.runtime.vision.encoder import VisionEncoder
 
-_TOKEN_PIXELS: Final = 28 * 28
 _HEADER: Final = ("--image-detail", "--max-pixels", "looked at as", "tokens", "about")
 
 
@@ -91,7 +90,10 @@ class Looking:
         whole = self._plan(attachment)
         if self.detail in (None, "high") or self._n_tokens(whole) <= room:
             return attachment
-        smaller = replace(attachment, options=(*attachment.options, ("total_pixels", room * _TOKEN_PIXELS)))
+        smaller = replace(
+            attachment,
+            options=(*attachment.options, ("total_pixels", room * self.model.vision.preprocessor.factor**2)),
+        )
         tokens = self._n_tokens(self._plan(smaller))
         if tokens <= room:
             return smaller
