@@ -21,12 +21,14 @@ class Layer:
         n: how many layers there are.
         gqa: query heads to a key/value head.
         calibrated: an importance matrix is at hand.
+        n_expert: experts in a layer, 0 without.
     """
 
     i: int
     n: int
     gqa: int
     calibrated: bool
+    n_expert: int = 0
 
 
 Rule = Callable[[Layer], bool]
@@ -59,6 +61,16 @@ def middle(layer: Layer) -> bool:
 def wide_groups(layer: Layer) -> bool:
     """Few key/value heads: their matrices are small, and more bits cost little."""
     return layer.gqa >= 4
+
+
+def wide_or_mixed(layer: Layer) -> bool:
+    """Few key/value heads, or several experts, beside which attention is small."""
+    return layer.gqa >= 4 or layer.n_expert >= 4
+
+
+def eight_experts(layer: Layer) -> bool:
+    """The one count of experts that llama.cpp has rules of its own for."""
+    return layer.n_expert == 8
 
 
 def _all(*rules: Rule) -> Rule:
@@ -119,12 +131,43 @@ def _two_bits(
 ) -> Recipe:
     """The types of about two bits have one scheme."""
     upgrades: dict[str, Upgrades] = {
-        "attn_v": ((wide_groups, Type.Q4_K), (always, more)),
+        "attn_v": ((wide_or_mixed, Type.Q4_K), (always, more)),
         "ffn_down": ((first_part(8), more),),
     }
     if attn_output is not None:
         upgrades["attn_output"] = ((always, attn_output),)
     return Recipe(name, file_type, base, upgrades, head=Type.Q5_K, embedding=embedding, needs_imatrix=True)
+
+
+# Types that give a mixture of eight experts five bits for attn_output.
+_FIVE_BITS: Final = frozenset(
+    (
+        "q2_k",
+        "q3_k_s",
+        "q3_k_m",
+        "q4_k_s",
+        "q4_k_m",
+        "iq3_xxs",
+        "iq3_xs",
+        "iq3_s",
+        "iq3_m",
+        "iq4_nl",
+        "iq4_xs",
+    )
+)
+
+
+def of_eight_experts(recipe: Recipe, part: str) -> Type | None:
+    """The type of a part of attention in a mixture of eight experts; None where the recipe's own rules
+    decide."""
+    two_bits = recipe.name.startswith(("iq2", "iq1"))
+    if part == "attn_k":
+        return Type.Q4_K if two_bits else Type.Q8_0
+    if part == "attn_v":
+        return None if two_bits else Type.Q8_0
+    if part == "attn_output":
+        return Type.Q5_K if two_bits or recipe.name in _FIVE_BITS else recipe.base
+    return None
 
 
 TEXT_RECIPES: Final[dict[str, Recipe]] = {
@@ -159,7 +202,8 @@ TEXT_RECIPES: Final[dict[str, Recipe]] = {
         Recipe("iq4_nl", 25, Type.IQ4_NL, _IQ4),
         Recipe("iq4_xs", 30, Type.IQ4_XS, _IQ4),
         Recipe("iq3_m", 27, Type.IQ3_S, {"attn_v": ((always, Type.Q4_K),),
-                                         "ffn_down": ((first_part(8), Type.Q4_K),),
+                                         "ffn_down": ((first_part(8), Type.Q4_K),
+                                                      (_all(eight_experts, more_bits), Type.Q4_K)),
                                          "attn_output": ((always, Type.Q4_K),)}),
         Recipe("iq3_s", 26, Type.IQ3_S, {"attn_v": _LOW_V}),
         Recipe("iq3_xs", 22, Type.IQ3_S, {"attn_v": _LOW_V,

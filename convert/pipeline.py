@@ -103,6 +103,7 @@ def convert(
                 recipes[0],
                 n_layer=config.text.num_hidden_layers,
                 gqa=config.text.num_attention_heads // config.text.num_key_value_heads,
+                n_expert=config.text.experts.count if config.text.experts else 0,
                 choices=choices,
             ),
             plan_vision(tensors.vision, recipes[1], choices=choices),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
 
-from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES, Layer, Recipe
+from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES, Layer, Recipe, of_eight_experts
 from qvl.convert.rows import Mapped
 from qvl.runtime.errors import InputError
 from qvl.runtime.ggml import library as ggml
@@ -140,9 +140,19 @@ def parse_type(name: str) -> Type:
 
 
 def plan_text(
-    tensors: Iterable[Mapped], recipe: Recipe, *, n_layer: int, gqa: int, choices: Choices | None = None
+    tensors: Iterable[Mapped],
+    recipe: Recipe,
+    *,
+    n_layer: int,
+    gqa: int,
+    n_expert: int = 0,
+    choices: Choices | None = None,
 ) -> tuple[Planned, ...]:
-    """Types for the decoder's tensors."""
+    """Types for the decoder's tensors.
+
+    Args:
+        n_layer, gqa, n_expert: of the model, as `Layer` has them.
+    """
     tensors, choices = tuple(tensors), choices or Choices()
     tied = all(t.name != "output.weight" for t in tensors)
 
@@ -163,8 +173,11 @@ def plan_text(
             return recipe.embedding or recipe.base
         match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
         if match is not None:
-            layer = Layer(int(match[1]), n_layer, gqa, choices.calibrated)
-            for rule, kind in recipe.upgrades.get(match[2], ()):
+            layer = Layer(int(match[1]), n_layer, gqa, choices.calibrated, n_expert)
+            part = match[2].removesuffix("_exps")
+            if n_expert == 8 and recipe.base not in FLOATS and (own := of_eight_experts(recipe, part)):
+                return own
+            for rule, kind in recipe.upgrades.get(part, ()):
                 if rule(layer):
                     return kind
         return recipe.base

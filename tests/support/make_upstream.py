@@ -1,9 +1,10 @@
 """Record what llama.cpp's own converter makes of the tests' tiny checkpoint.
 
-    PYTHONPATH=tests python -m support.make_upstream LLAMA_CPP tests/fixtures/upstream.json
+    PYTHONPATH=tests python -m support.make_upstream LLAMA_CPP tests/fixtures
 
-LLAMA_CPP is llama.cpp's source as llama-cpp-python 0.3.36 vendors it; needs torch, transformers and
-sentencepiece. Recorded are metadata, and every tensor's type, shape and hash, for f32, f16 and bf16.
+LLAMA_CPP is llama.cpp's source as llama-cpp-python 0.3.36 vendors it; needs torch and transformers. Recorded
+are metadata, and every tensor's type, shape and hash, for f32, f16 and bf16: Qwen2-VL's in upstream.json, the
+later families' in upstream_families.json.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from support.checkpoint import Shape, Style, write_checkpoint
+from support.families import write_family
 
 # The converter knows a tokenizer by the ids of a test text; a trimmed vocabulary has other ids.
 RUN = """
@@ -27,6 +30,9 @@ import sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 from conversion.base import TextModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
+def none(self, *_):
+    raise FileNotFoundError  # as it does for checkpoints without a sentencepiece model
+TextModel._set_vocab_sentencepiece = none
 import convert_hf_to_gguf
 sys.argv = ["convert_hf_to_gguf.py", *sys.argv[2:]]
 convert_hf_to_gguf.main()
@@ -36,6 +42,7 @@ convert_hf_to_gguf.main()
 # Upstream's name table counts mm.N by the encoder's blocks: fewer than three do not get as far as mm.2.
 SHAPE = Shape(tied=False, depth=3)
 STYLE = Style(dtype="BF16")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -62,23 +69,31 @@ def main() -> None:
     parser.add_argument("llama_cpp", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = write_checkpoint(Path(name) / "tiny", SHAPE, STYLE)
-        for kind in ("f32", "f16", "bf16"):
-            for part in ("text", "mmproj"):
-                path = Path(name) / f"{part}-{kind}.gguf"
-                options = [
-                    "--outtype",
-                    kind,
-                    "--outfile",
-                    str(path),
-                    *(["--mmproj"] if part == "mmproj" else []),
-                ]
-                command = [sys.executable, "-c", RUN, str(args.llama_cpp), str(folder), *options]
-                subprocess.run(command, check=True)
-                found[f"{part}-{kind}"] = record(path)
-    args.out.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        _save(args.out / "upstream.json", upstream(args.llama_cpp, folder))
+        families = {
+            each: upstream(args.llama_cpp, write_family(Path(name) / each, each), ("f32", "f16"))
+            for each in FAMILIES
+        }
+        _save(args.out / "upstream_families.json", families)
+
+
+def upstream(llama_cpp: Path, folder: Path, kinds: Sequence[str] = ("f32", "f16", "bf16")) -> dict[str, Any]:
+    """What the converter makes of a checkpoint, by "text-KIND" and "mmproj-KIND"."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        for part in ("text", "mmproj"):
+            path = folder.parent / f"{folder.name}-{part}-{kind}.gguf"
+            options = ["--outtype", kind, "--outfile", str(path), *(["--mmproj"] if part == "mmproj" else [])]
+            command = [sys.executable, "-c", RUN, str(llama_cpp), str(folder), *options]
+            subprocess.run(command, check=True, capture_output=True)
+            found[f"{part}-{kind}"] = record(path)
+    return found
+
+
+def _save(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
