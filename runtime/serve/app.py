@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, HTMLResponse
+from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from qvl.runtime.engine.engine import Engine
@@ -61,14 +60,8 @@ def _pages(app: FastAPI) -> None:
         return FileResponse(HERE / "page" / "index.html", headers={"Cache-Control": "no-cache"})
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="qvl: API",
-            swagger_js_url="/docs/static/swagger-ui-bundle.js",
-            swagger_css_url="/docs/static/swagger-ui.css",
-            swagger_favicon_url="/page/icon.svg",
-        )
+    async def docs() -> FileResponse:
+        return FileResponse(HERE / "docs" / "index.html")
 
 
 def attach(app: FastAPI, model: Model, name: str) -> None:

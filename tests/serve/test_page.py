@@ -235,6 +235,11 @@ def test_a_key_is_asked_for(driver: Any) -> None:
     driver.get_log("browser")
 
 
+def test_the_api_is_described(page: Page) -> None:
+    page.driver.get(f"{page.url}/docs")
+    page.wait(lambda: "/v1/chat/completions" in page.text and "/v1/responses" in page.text)
+
+
 def test_it_fits_a_phone(page: Page) -> None:
     page.driver.set_window_size(390, 800)
     try:
