@@ -15,7 +15,7 @@ KERNELS_HERE := $(if $(filter arm64 aarch64,$(shell uname -m)),QVL_HAVE_NEON,\
 	QVL_HAVE_AVX2 QVL_HAVE_AVXVNNI QVL_HAVE_AVX512VNNI QVL_HAVE_AVX512BF16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity ray lint sanitize format package readme nano bench clean fuzz kills
+.PHONY: help setup demo test parity ray lint sanitize format package readme nano bench clean fuzz kills cases
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ parity: $(READY_PARITY)  ## run the tests against transformers
 
 ray: $(READY_RAY)  ## run the tests of captions on a local Ray cluster
 	$(PYTHON_IN_VENV) -m pytest tests/caption/test_distributed.py
+
+SHARED_CASES ?= ../shared/cases
+cases: $(READY)  ## run the inputs that failed others' tools, where they are checked out beside this folder
+	@if [ ! -x $(SHARED_CASES)/run_all.sh ]; then echo "no $(SHARED_CASES): nothing to run"; exit 0; fi; \
+	QVL=$(abspath $(VENV))/bin/qvl $(SHARED_CASES)/run_all.sh $(ONLY) | tee .cases.log; \
+	! grep -q '^FAIL ' .cases.log; failed=$$?; rm -f .cases.log; exit $$failed
 
 CASES ?= 10000
 fuzz: $(READY)  ## feed qvl mutated files of every kind: CASES of each (10,000)

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from qvl.runtime.errors import BackendError
+
 _UNKNOWN: Final = 2 << 30
 
 
@@ -98,3 +100,24 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def require_address_space(n_bytes: int, what: str) -> None:
+    """See that a limit on the address space (`ulimit -v`) leaves room: where it does not, ggml aborts.
+
+    Raises:
+        BackendError: it does not.
+    """
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError, IndexError):  # no such limit, or it is not enforced
+        return
+    if limit != resource.RLIM_INFINITY and limit - used < n_bytes:
+        raise BackendError(
+            f"too little memory for {what}: this process's address space is limited to {limit >> 20} MB, "
+            f"{max(limit - used, 0) >> 20} MB of it are free, and {n_bytes >> 20} MB are needed",
+            hint="raise the limit (ulimit -v)",
+        )

@@ -12,6 +12,10 @@ from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, cpu_device
 from qvl.runtime.ggml.graph import Graph, piece
 from qvl.runtime.interrupt import Guard, held_interrupts
+from qvl.runtime.resources import require_address_space
+
+_HEADROOM = 256 << 20  # address space that ggml takes beside the tensors of a graph
+_NODE_BYTES = 2 * 30 * 400  # of the tables of ggml_backend_sched_new (GGML_SCHED_MAX_SPLIT_INPUTS is 30)
 
 _PIECE_SECONDS: Final = 0.1
 _FIRST_NODES: Final = 16
@@ -60,6 +64,7 @@ class Runner:
     """
 
     def __init__(self, device: Device, threads: int, max_nodes: int) -> None:
+        require_address_space(max_nodes * _NODE_BYTES + _HEADROOM, "the image encoder")
         lib = ggml.lib()
         self.device = device
         chain = [device] if device.is_cpu else [device, cpu_device()]
@@ -89,6 +94,7 @@ class Runner:
         """
         if self._ready is graph:
             return
+        require_address_space(_HEADROOM, "this picture")
         lib = ggml.lib()
         lib.ggml_backend_sched_reset(self._sched)
         self._ready = None

@@ -36,7 +36,9 @@ from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.worker import run
-from qvl.runtime.resources import default_threads
+from qvl.runtime.resources import default_threads, require_address_space
+
+_HEADROOM = 512 << 20  # address space for the compute buffers and the arenas of threads
 
 KV_TYPES: Final = {"f16": Type.F16, "f32": Type.F32, "q8_0": Type.Q8_0}
 _MAX_SIZE: Final = 1 << 22
@@ -120,6 +122,7 @@ class Context:
             show = eval_callback(observer, self._guard)
             params.cb_eval = ctypes.cast(show, type(params.cb_eval))
             self._keep.append(show)
+        require_address_space(model.hparams.kv_bytes(n_ctx) + _HEADROOM, "the context")
         complaints()
         self._handle: int | None = None
         try:

@@ -22,6 +22,7 @@ from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.llama.header import ARRAYS, check_text_file
 from qvl.runtime.llama.repack import Optimize, wants_repacking
 from qvl.runtime.llama.vocab import Vocab
+from qvl.runtime.resources import require_address_space
 
 ALL_LAYERS: Final = -1
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
@@ -112,6 +113,7 @@ class LlamaModel:
         self.close()
 
     def _load(self, use_mmap: bool, repack: bool, progress: Callable[[float], None] | None) -> int:
+        require_address_space(self.path.stat().st_size + (256 << 20), "the text model")
         c = self._c
         params = c.llama_model_default_params()
         # an empty list keeps every layer on the CPU; NULL would mean every device there is

@@ -25,9 +25,8 @@ def item(tmp_path: Path) -> Item:
     return Item(str(tmp_path / "a.png"), str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "data", [OLD.encode(), OLD.encode("utf-8-sig"), OLD.encode() + b"\r\n", OLD.encode() + b"\n\n"]
-)
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_texts_in_utf8_are_read_without_their_mark(item: Item, encoding: str, end: bytes) -> None:
     Path(item.path).with_suffix(".txt").write_bytes(OLD.encode(encoding) + end)
     assert Sidecars().read(item) == OLD
