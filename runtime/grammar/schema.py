@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.runtime.errors import InputError, shown
+from qvl.runtime.errors import InputError, check_text, shown
 from qvl.runtime.files import parse_json
 from qvl.runtime.grammar.numbers import integers_between, numbers_between
 
@@ -100,7 +100,7 @@ def schema_to_grammar(schema: Mapping[str, Any] | str) -> str:
             raise InputError(f"the JSON schema is not JSON: {e}") from e
     if not isinstance(schema, Mapping):
         raise InputError(f"the JSON schema is {type(schema).__name__}, expected an object")
-    return _Converter(schema).grammar()
+    return check_text("the JSON schema", _Converter(schema).grammar())
 
 
 class _Converter:

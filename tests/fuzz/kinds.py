@@ -312,7 +312,7 @@ KINDS: Final = {
     "imatrix": Kind(make_imatrix, use_imatrix),
     "image": Kind(make_image, use_image),
     "video": Kind(make_video, use_video),
-    "schema": Kind(json_file("case.json", SCHEMA), use_schema, named=False),
+    "schema": Kind(json_file("case.json", SCHEMA), use_schema),
     "session": Kind(json_file("case.json", SESSION), use_session, named=False),
     "records": Kind(make_records, use_records),
     "messages": Kind(make_messages, use_messages, named=False),

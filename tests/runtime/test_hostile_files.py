@@ -93,7 +93,8 @@ def test_fields_of_an_importance_matrix(tmp_path: Path, key: str, value: object)
     "schema",
     [{"required": 5}, {"required": [[]]}, {"properties": 3}, {"allOf": {}}, {"type": [{}]}, {"type": 7},
      {"$ref": []}, {"enum": 1}, {"prefixItems": "x"}, {"minItems": "x"}, {"format": 1},
-     {"$defs": 1, "type": "string"}, {"type": "number", "minimum": 10**400}],
+     {"$defs": 1, "type": "string"}, {"type": "string", "const": "\udcff"},
+     {"type": "number", "minimum": 10**400}],
 )  # fmt: skip
 def test_schemas_of_other_shapes(schema: dict[str, object]) -> None:
     with pytest.raises(InputError, match="the JSON schema"):
