@@ -65,7 +65,7 @@ def as_text(known: list[dict[str, Any]]) -> str:
         files = sizes.get("text_bytes", 0) + sizes.get("mmproj_bytes", 0)
         rows.append(
             (
-                model["hub"] or model["title"],
+                (model["hub"] or model["title"]) + ("" if model.get("verified", True) else " (untried)"),
                 f"{model['parameters'] / 1e6:,.0f} M",
                 human_bytes(model["bf16_bytes"]),
                 human_bytes(files) if files else "-",
@@ -77,6 +77,7 @@ def as_text(known: list[dict[str, Any]]) -> str:
     example = next((m["hub"] for m in known if m["hub"]), "REPOSITORY")
     return (
         f"{format_table(rows, header)}\n\n"
+        f"untried: rounded sizes; not yet converted and run by the project.\n"
         f"converted: both files at the defaults, q4_k_m and q8_0. To get one and use it:\n"
         f"  qvl convert {example} -o models && qvl chat -m models"
     )
