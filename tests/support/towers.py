@@ -20,7 +20,7 @@ class TowerShape:
     """Sizes of a vision tower.
 
     Attributes:
-        full_every: Qwen2.5-VL: every so manieth block attends within the whole frame.
+        full_every: Qwen2.5-VL: one block in so many, the last of them, attends within the whole frame.
         window: Qwen2.5-VL: side of a window, in pixels.
         deepstack: Qwen3-VL: blocks after which features are taken.
         table: Qwen3-VL and Qwen-VL: learned positions along each side.

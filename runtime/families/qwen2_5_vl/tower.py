@@ -64,7 +64,7 @@ class VisionConfig:
         n_out: width of the embeddings, the decoder's n_embd.
         merge_size: patches merged along each side.
         window: side of a window, in merged tokens.
-        full_every: every so manieth block attends within the whole frame.
+        full_every: one block in so many, the last of them, attends within the whole frame.
         eps: of the RMS norms.
     """
 
