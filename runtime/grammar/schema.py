@@ -63,6 +63,8 @@ _SHAPES: Final = {
 _NAMES: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|([a-z][a-z0-9-]*)')
 _MAX_REPEAT: Final = 2000  # llama.cpp refuses to repeat more often
 _MAX_DEPTH: Final = 64
+_MAX_RULES: Final = 4000  # llama.cpp parses these in some 50 ms
+_MAX_MERGED: Final = 1000  # parts of all allOf together, each counted as often as it is named
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class _Converter:
         self._root = root
         self._rules: dict[str, str] = {}
         self._refs: dict[str, str] = {}
+        self._n_merged = 0
 
     def grammar(self) -> str:
         self._rules["root"] = ""  # first in the file
@@ -124,6 +127,8 @@ class _Converter:
                     wanted.append(_BUILT_IN[name])
 
     def _rule(self, hint: str, body: str) -> str:
+        if len(self._rules) >= _MAX_RULES:
+            raise InputError(f"the JSON schema needs a grammar of over {_MAX_RULES} rules", hint="shorten it")
         base = "r-" + (re.sub(r"[^a-z0-9]+", "-", hint.lower()).strip("-") or "x")
         name, n = base, 1
         while name in self._rules:
@@ -176,6 +181,11 @@ class _Converter:
         return merged
 
     def _inlined(self, part: Any, path: str) -> Mapping[str, Any]:
+        self._n_merged += 1
+        if self._n_merged > _MAX_MERGED:
+            raise InputError(
+                f"the JSON schema merges over {_MAX_MERGED} parts at {path}", hint="shorten its allOf"
+            )
         if not isinstance(part, Mapping):
             raise InputError(f"the JSON schema has {part!r:.60} in an allOf at {path}, expected an object")
         return self._merged(self._resolve(part["$ref"], path) if "$ref" in part else part, path)
@@ -257,13 +267,20 @@ class _Converter:
         return f'"{{" ws {self._pairs(pairs, path)} "}}"'
 
     def _pairs(self, pairs: list[tuple[str, bool]], path: str) -> str:
-        """Pairs in order, optional ones left out, with commas between what is there."""
-        name, needed = pairs[0]
-        rest = "".join(f' "," ws {n}' if must else f' ( "," ws {n} )?' for n, must in pairs[1:])
-        if needed:
-            return name + rest
-        without = self._rule(f"{path}-rest", self._pairs(pairs[1:], path)) if pairs[1:] else '""'
-        return f"( {name}{rest} | {without} )"
+        """Pairs in order, optional ones left out, with commas between what is there.
+
+        What may follow a pair is one rule, however many begin with it, so that the grammar grows with the
+        number of properties and not with its square.
+        """
+        first = after = '""'
+        for i, (name, needed) in enumerate(reversed(pairs)):
+            tail = "" if after == '""' else f" {after}"
+            first = f"{name}{tail}" if needed else f"( {name}{tail} | {first} )"
+            follows = f'"," ws {name}{tail}' if needed else f'( "," ws {name} )?{tail}'
+            if i + 1 < len(pairs):
+                after = self._rule(f"{path}-after", follows)
+                first = first if needed or len(first) < 40 else self._rule(f"{path}-first", first)
+        return first
 
     def _array(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
         least, most = self._bounds(schema, "Items", path)

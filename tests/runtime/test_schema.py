@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,24 @@ def test_a_file_that_is_no_schema_is_named(content: str, complaint: str, tmp_pat
 def test_a_schema_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{"type": "integer"}', encoding="utf-8-sig")
     assert read_schema(tmp_path / "s.json") == {"type": "integer"}
+
+
+def test_an_all_of_that_doubles_with_each_level_is_refused_at_once() -> None:
+    levels = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(60)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**levels, "d60": {"type": "string"}}}
+    started = time.process_time()
+    with pytest.raises(InputError, match="merges over 1000 parts"):
+        schema_to_grammar(schema)
+    assert time.process_time() - started < 1
+
+
+def test_many_properties_take_a_grammar_of_their_number() -> None:
+    def length(n: int) -> int:
+        properties: dict[str, Any] = {f"p{i}": {"type": "integer"} for i in range(n)}
+        return len(schema_to_grammar({"type": "object", "properties": properties}))
+
+    started = time.process_time()
+    assert length(900) < 4 * length(300)
+    assert time.process_time() - started < 2
+    with pytest.raises(InputError, match="over 4000 rules"):
+        length(5000)
