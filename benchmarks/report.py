@@ -62,7 +62,9 @@ def write(results: dict[str, Any], plot: Path, readme: Path) -> None:
 
 def _machine(results: dict[str, Any]) -> str:
     m = results["machine"]
-    kernels = "with qvl's own kernels" if m["native"] else "without kernels of qvl's own"
+    native = m["native"]  # the name of the level; older results say only whether there was one
+    level = native if isinstance(native, str) else "own"
+    kernels = f"qvl's {level} kernels" if native else "ggml's kernels alone"
     return (
         f"{m['cpu']}, {m['cores']} cores ({', '.join(m['instructions'][-4:])}), ggml {m['ggml']}, {kernels}; "
         f"{results['date']}. Random weights of Qwen2-VL-2B's shape."

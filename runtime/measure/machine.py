@@ -29,7 +29,7 @@ class Machine:
         instructions: sets that ggml was compiled to use.
         build: how else ggml was compiled.
         devices: beside the CPU.
-        native: whether qvl's own kernels run here.
+        native: the level of qvl's own kernels (`qvl.runtime.native`); None where there are none.
         ggml: its version.
     """
 
@@ -41,7 +41,7 @@ class Machine:
     instructions: tuple[str, ...]
     build: tuple[str, ...]
     devices: tuple[str, ...]
-    native: bool
+    native: str | None
     ggml: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def describe_machine() -> Machine:
         instructions=tuple(name for name in features if name not in _NO_INSTRUCTIONS),
         build=tuple(name for name in features if name in _NO_INSTRUCTIONS),
         devices=tuple(f"{d.name}: {d.description}" for d in devices() if not d.is_cpu),
-        native=kernels() is not None,
+        native=found.name if (found := kernels()) else None,
         ggml=_ggml_version(),
     )
 
