@@ -117,6 +117,7 @@ def serve(
             server.should_exit = True
 
     sockets = [server.config.bind_socket()]
+    sockets[0].listen()  # from now on who connects waits, rather than being refused
     host = f"[{options.host}]" if ":" in options.host else options.host
     announce(f"http://{host}:{sockets[0].getsockname()[1]}/")
     thread = threading.Thread(target=work, name="qvl-load", daemon=True)

@@ -30,4 +30,4 @@ def test_no_request_breaks_the_server(server: Running, path: str) -> None:
 
     check()
     assert seen
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200

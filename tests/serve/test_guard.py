@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from PIL import Image
 from support.server import Running, asked, data_url, running
@@ -15,6 +15,7 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.serve.options import ServeOptions
 
 CHAT = "/v1/chat/completions"
+http = httpx2.Client(timeout=60)  # the machine may be busy with other tests
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def guarded(media: Path) -> Iterator[Running]:
         yield found
 
 
-def post(server: Running, body: Any, **headers: str) -> httpx.Response:
-    return httpx.post(f"{server.url}{CHAT}", json=body, headers=headers, timeout=30)
+def post(server: Running, body: Any, **headers: str) -> httpx2.Response:
+    return http.post(f"{server.url}{CHAT}", json=body, headers=headers)
 
 
 def message(url: str) -> dict[str, Any]:
@@ -45,41 +46,41 @@ def message(url: str) -> dict[str, Any]:
 
 def test_the_key_guards_all_but_the_page_and_health(guarded: Running) -> None:
     for path in ("/", "/health", "/page/app.js"):
-        assert httpx.get(guarded.url + path).status_code == 200
+        assert http.get(guarded.url + path).status_code == 200
     for path in ("/v1/models", "/metrics", "/docs", "/openapi.json"):
-        assert httpx.get(guarded.url + path).status_code == 401
-        assert httpx.get(guarded.url + path, headers={"Authorization": "Bearer sesame"}).status_code == 200
-    answer = httpx.get(f"{guarded.url}/v1/models", headers={"Authorization": "Bearer other"})
+        assert http.get(guarded.url + path).status_code == 401
+        assert http.get(guarded.url + path, headers={"Authorization": "Bearer sesame"}).status_code == 200
+    answer = http.get(f"{guarded.url}/v1/models", headers={"Authorization": "Bearer other"})
     assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "evil.example:8080", "[::2]"])
 def test_a_foreign_host_header_is_refused(guarded: Running, host: str) -> None:
-    assert httpx.get(f"{guarded.url}/health", headers={"Host": host}).status_code in (400, 403)
+    assert http.get(f"{guarded.url}/health", headers={"Host": host}).status_code in (400, 403)
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:99", "127.0.0.1", "[::1]:8080"])
 def test_names_of_this_machine_are_let_in(guarded: Running, host: str) -> None:
-    assert httpx.get(f"{guarded.url}/health", headers={"Host": host}).status_code == 200
+    assert http.get(f"{guarded.url}/health", headers={"Host": host}).status_code == 200
 
 
 def test_only_named_origins_may_call(guarded: Running, server: Running) -> None:
     ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
-        answer = httpx.options(guarded.url + CHAT, headers={"Origin": origin, **ask})
+        answer = http.options(guarded.url + CHAT, headers={"Origin": origin, **ask})
         assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
     assert (
         "access-control-allow-origin"
-        not in httpx.get(f"{server.url}/health", headers={"Origin": "https://a.example"}).headers
+        not in http.get(f"{server.url}/health", headers={"Origin": "https://a.example"}).headers
     )
 
 
 def test_a_large_body_is_refused_with_and_without_its_length(guarded: Running) -> None:
     large = b" " * (2 << 20)
     key = {"Authorization": "Bearer sesame"}
-    assert httpx.post(guarded.url + CHAT, content=large, headers=key).status_code == 413
+    assert http.post(guarded.url + CHAT, content=large, headers=key).status_code == 413
     parts = iter([large[: 1 << 19]] * 4)
-    assert httpx.post(guarded.url + CHAT, content=parts, headers=key).status_code == 413
+    assert http.post(guarded.url + CHAT, content=parts, headers=key).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_broken_requests_get_openais_error(server: Running, body: Any) -> None:
 
 
 def test_the_page_may_run_its_own_files_only(server: Running) -> None:
-    answer = httpx.get(server.url)
+    answer = http.get(server.url)
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
     assert answer.headers["X-Content-Type-Options"] == "nosniff"

@@ -36,7 +36,7 @@ class Page:
         self.driver.get(self.url)
         self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "body[data-ready]"))
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 20) -> Any:
+    def wait(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(StaleElementReferenceException):  # drawn anew while it was looked at
