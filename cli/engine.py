@@ -72,7 +72,7 @@ def _is_embedded(model: Model) -> bool:
     from qvl.runtime.find import embedded_model
 
     try:
-        return model.path.resolve().parent == embedded_model().resolve()
+        return model.path.parent.resolve() == embedded_model().resolve()
     except QvlError:
         return False
 

@@ -50,7 +50,7 @@ run qvl convert "$checkpoint" -o demo --name demo --type q4_k_m --vision-type q8
 
 ask "What is in the picture?" --image one.png "Describe this image."
 ask "A JPEG that is stored on its side." --image rotated.jpg "Describe this image."
-ask "Where is it? The box is drawn into demo/boxes.png." --image one.png "Find the red star." --draw demo/boxes.png
+ask "Where is it? The box is drawn into demo/boxes.png." --image one.png "Find the red star." --draw demo/boxes.png --force
 ask "Read digits." --image number.png "Read the text."
 ask "Two pictures in one question." --image before.png "What differs?" --image "$samples/after.png"
 ask "A video." --video moves.mp4 "What moves where?"
@@ -60,4 +60,5 @@ say "Captions for a folder, one JSON object a line."
 run qvl caption "${model[@]}" "$samples" >demo/captions.jsonl
 head -n 3 demo/captions.jsonl | cut -c 1-150
 
-say "Done in $((SECONDS - started)) s. Next: qvl chat -m demo --image $samples/two.jpg"
+say "Done in $((SECONDS - started)) s. Next, a conversation:"
+printf '%s/bin/qvl chat -m demo %s\n' "${VENV:-.venv}" "$samples/two.jpg"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -58,6 +58,10 @@ class Looking:
     detail: Detail | None
     out: Output
     fps: float | None = None
+    _known: dict[str, Pace] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.vision.on_encoded = self._refine
 
     def __hash__(self) -> int:
         return id(self)
@@ -121,13 +125,23 @@ class Looking:
         pace = self.pace if detail == "auto" else None
         return max_pixels(detail, vision.preprocessor, vision.config, pace, n_ctx=self.model.n_ctx)
 
-    @cached_property
+    @property
     def pace(self) -> Pace:
-        from qvl.runtime.detail.pace import known_pace
+        """How fast this machine is with the model: kept or estimated, refined by each real encoding."""
+        if "pace" not in self._known:
+            from qvl.runtime.detail.pace import known_pace
 
-        return known_pace(
-            self.model, announce=lambda: self.out.dim("measuring the pace of this machine, once")
-        )
+            self._known["pace"] = known_pace(self.model)
+        return self._known["pace"]
+
+    def _refine(self, patches: int, seconds: float) -> None:
+        from qvl.runtime.detail.pace import keep_pace, refined
+
+        before = self.pace
+        pace = self._known["pace"] = refined(before, self.model.vision.config, patches, seconds)
+        change = pace.encode_seconds / before.encode_seconds
+        if pace.measured and (not before.measured or not 0.9 < change < 1.1):
+            keep_pace(self.model, pace)
 
     def words(self, attachment: Attachment) -> str:
         """What a picture or video costs, and what it would in full.
@@ -158,8 +172,7 @@ class Looking:
     def _price_of_video(self, plan: VideoPlan) -> str:
         tokens, (height, width) = self._n_tokens(plan), plan.size
         steps = -(-plan.n_frames // FRAME_FACTOR)  # attention stays within each
-        known = tokens > LOW_TOKENS or "pace" in self.__dict__
-        config = self.model.vision.config if known else None
+        config = self.model.vision.config if tokens > LOW_TOKENS else None
         spent = steps * seconds(config, self.pace, tokens // steps) if config else None
         return f"{plan.n_frames} frames of {width} x {height}: {_price(Cost((width, height), tokens, spent))}"
 
@@ -177,9 +190,7 @@ class Looking:
     def _cost(self, width: int, height: int, bound: int | None) -> Cost:
         vision = self.model.vision
         preprocessor = vision.preprocessor.with_pixels(max_pixels=bound)
-        # what costs next to nothing is not worth a measurement
-        large = preprocessor.n_tokens(height, width) > LOW_TOKENS
-        if not large and "pace" not in self.__dict__:
+        if bound is None and preprocessor.n_tokens(height, width) <= LOW_TOKENS:  # costs next to nothing
             return cost(preprocessor, width, height)
         return cost(preprocessor, width, height, vision.config, self.pace)
 

@@ -31,11 +31,13 @@ class Pace:
         patches: of the picture that was timed.
         encode_seconds: for encoding it.
         token_seconds: for reading one token of a prompt.
+        measured: rather than estimated.
     """
 
     patches: int
     encode_seconds: float
     token_seconds: float
+    measured: bool = True
 
 
 @dataclass(frozen=True)

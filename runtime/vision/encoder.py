@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ class VisionEncoder:
         self._last: tuple[tuple[Grid, ...], Encoding] | None = None
         self._lock = threading.Lock()
         self.observer: Observer | None = None
+        self.on_encoded: Callable[[int, float], None] | None = None
+        """Called with the patches of a picture (or of one step of a video) and the seconds it took."""
 
     @property
     def precision(self) -> str:
@@ -213,19 +216,30 @@ class VisionEncoder:
         try:
             for pack in _packs(inputs):
                 size = sum(n_patches(p.grid_thw) for p in pack)
+                start, spent = time.perf_counter(), 0.0
                 encoding = self._fill(pack)
                 for share in self._runner.steps(encoding.graph):
+                    spent += time.perf_counter() - start
                     yield (done + share * size) / total
+                    start = time.perf_counter()
                 results += self._results(pack, encoding)
+                self._report(pack, spent + time.perf_counter() - start)
                 done += size
         finally:
             self._lock.release()
         return results
 
     def _run(self, pack: Sequence[Patches], watch: Callable[[str], bool] | None) -> list[VisionEmbedding]:
+        start = time.perf_counter()
         encoding = self._fill(pack)
         self._runner.run(encoding.graph, watch, self.observer)
-        return self._results(pack, encoding)
+        results = self._results(pack, encoding)
+        self._report(pack, time.perf_counter() - start)
+        return results
+
+    def _report(self, pack: Sequence[Patches], seconds: float) -> None:
+        if self.on_encoded is not None and len(pack) == 1:  # attention is within each of several
+            self.on_encoded(n_patches(pack[0].grid_thw) // pack[0].grid_thw[0], seconds / pack[0].grid_thw[0])
 
     def _fill(self, pack: Sequence[Patches]) -> Encoding:
         """The graph for a pack, placed, with its inputs."""

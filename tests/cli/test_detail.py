@@ -16,9 +16,8 @@ from qvl.cli.main import run
 from qvl.cli.output import Output
 from qvl.convert import Converted
 from qvl.runtime import load
-from qvl.runtime.detail import pace as pace_module
 from qvl.runtime.detail.cost import LOW_TOKENS, Detail, Pace
-from qvl.runtime.detail.pace import keep_pace, known_pace, measure_pace
+from qvl.runtime.detail.pace import keep_pace, known_pace, measure_pace, refined
 from qvl.runtime.model import Model
 from qvl.runtime.vision.video import load_video
 from qvl.runtime.vision.video_options import VideoOptions
@@ -118,22 +117,32 @@ def test_the_price_is_said(model: Model, picture: Path) -> None:
     assert [int(row[5]) for row in rows] == [234, 1026, 1026] or int(rows[1][5]) <= 1026
 
 
-def test_the_pace_is_kept(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_pace_is_used_and_damage_falls_back_to_an_estimate(model: Model, cache: Path) -> None:
+    model.vision.on_encoded = None
     measured = measure_pace(model)
     assert (measured.patches, measured.encode_seconds > 0, measured.token_seconds > 0) == (256, True, True)
-    first = known_pace(model)
-    assert json.loads(cache.read_text())
-    monkeypatch.setattr(pace_module, "measure_pace", lambda model: Pace(1, 2.0, 3.0))
-    assert known_pace(model) == first
-    for damage in (
-        "",
-        "[]",
-        "{",
-        '{"a": 1}',
-        json.dumps({k: {"patches": 0} for k in json.loads(cache.read_text())}),
-    ):
+    estimate = known_pace(model)
+    assert not estimate.measured and not cache.exists()
+    keep_pace(model, measured)
+    assert known_pace(model) == measured
+    bad = json.dumps({k: {"patches": 0} for k in json.loads(cache.read_text())})
+    for damage in ("", "[]", "{", '{"a": 1}', bad):
         cache.write_text(damage)
-        assert known_pace(model) == Pace(1, 2.0, 3.0)
+        assert known_pace(model) == estimate
+
+
+def test_real_encodings_refine_the_pace(model: Model, picture: Path, cache: Path) -> None:
+    looking = Looking(model, "auto", Output())
+    assert not looking.pace.measured
+    (embedding,) = model.vision.encode([str(picture)])
+    assert embedding.grid_thw == (1, 54, 76)
+    assert looking.pace.measured and known_pace(model) == looking.pace
+    config = model.vision.config
+    slow = refined(looking.pace, config, looking.pace.patches, 100 * looking.pace.encode_seconds)
+    assert slow.encode_seconds == pytest.approx(50.5 * looking.pace.encode_seconds)
+    # a busy moment does not last: the next that is faster counts whole
+    assert refined(slow, config, 1024, 1e-3).encode_seconds == pytest.approx(1e-3)
+    assert refined(slow, config, 16, 1e-9) == slow  # too small to say anything
 
 
 def test_a_chat_says_what_it_shrinks(
