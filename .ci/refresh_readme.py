@@ -57,9 +57,8 @@ def converse(command: str, inputs: list[str]) -> str:
             terminal.expect(r"\n[^\n]*>>> $")
         terminal.leave()
         # A bar that was drawn and taken away again is no part of what stays on the screen.
-        return "\n".join(line for line in terminal.text.splitlines() if "━" not in line).removesuffix(
-            "\n>>> "
-        )
+        said = "\n".join(line for line in terminal.text.splitlines() if "━" not in line)
+        return re.sub(r"\n>>>\s*$", "", said)
 
 
 def cut(line: str) -> str:
@@ -67,6 +66,8 @@ def cut(line: str) -> str:
 
 
 def main() -> None:
+    for drawn in (ROOT / "demo").glob("*.png"):  # `/draw` would ask before it overwrites one
+        drawn.unlink()
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
     text = README.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Final
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "chat": ("qvl.cli.chat.chat", "Talk about pictures and videos."),
     "caption": ("qvl.cli.caption", "Write a caption for each picture and video."),
-    "serve": ("qvl.cli.serve", "Serve a model over HTTP, with a page."),
+    "serve": ("qvl.cli.serve", "Serve a model over HTTP."),
     "convert": ("qvl.cli.convert", "Turn a checkpoint into two GGUF files."),
     "inspect": ("qvl.cli.inspect", "Show what a GGUF file holds."),
     "models": ("qvl.cli.models", "List the models on this machine, and those that can be had."),

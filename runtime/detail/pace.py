@@ -16,12 +16,12 @@ from qvl.runtime.atomic import write_whole
 from qvl.runtime.detail.cost import Pace, work
 from qvl.runtime.files import default_directory, file_identity, parse_json
 from qvl.runtime.llama.context import Context
+from qvl.runtime.native import kernels
 from qvl.runtime.resources import default_threads
 from qvl.runtime.vision.tower import Config
 
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
-from qvl.runtime.native import kernels
 
 _SIDE: Final = 224
 _TOKENS: Final = 64
