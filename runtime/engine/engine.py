@@ -253,9 +253,10 @@ class Engine:
         slots = [slot]
         if not job.started:
             job.started = True
-            slots = self._of(job)
-            for other in slots[1:]:
+            others = [other for other in self._of(job) if other is not slot]
+            for other in others:
                 self._slots.copy(slot, other, len(slot.units))
+            slots = [slot, *others]
         for each in slots:
             if each.sample is not None:
                 started = time.perf_counter()

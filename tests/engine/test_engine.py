@@ -120,6 +120,17 @@ def test_samples_read_the_prompt_once(bench: Bench) -> None:
     assert job.read_tokens == job.prompt_tokens
 
 
+@pytest.mark.parametrize("slots", [3, 4, 5])
+def test_samples_are_the_same_whichever_slot_reads_the_prompt(bench: Bench, slots: int) -> None:
+    units = bench.units(user(image(84, 84), text("?")))
+    expected = [bench.alone(units, seed) for seed in (3, 4, 5)]
+    with bench.engine(slots) as engine:
+        for _ in range(6):  # the slot with the longest prefix is another one each time
+            job = engine.submit(bench.request(units, 3, 4, 5))
+            run(engine)
+            assert [sample.tokens for sample in job.samples] == expected
+
+
 def test_log_probabilities(bench: Bench) -> None:
     units = bench.units(user("Hello"))
     sampler = Sampler(bench.model.vocab, Sampling())

@@ -92,7 +92,6 @@ def test_n_seed_and_logprobs(client: openai.OpenAI) -> None:
 
     texts(7)  # the first time the prompt is read, later it is in the cache, which rounds otherwise
     assert texts(7) == texts(7)
-    assert len(set(texts(7))) > 1
     reply = ask(client, asked("Describe this image.", "one.png"), logprobs=True, top_logprobs=3)
     content = reply.choices[0].logprobs.content
     assert b"".join(bytes(each.bytes) for each in content).decode() == STAR
