@@ -15,6 +15,7 @@ from qvl.cli.chat.conversation import Conversation
 from qvl.cli.chat.repl import Repl
 from qvl.cli.options import SamplingOptions
 from qvl.cli.output import Output
+from qvl.runtime.grounding.tags import GroundingParser
 from qvl.runtime.vision.preprocess import Preprocessor
 
 
@@ -27,7 +28,10 @@ def session() -> RoteSession:
 def repl(session: RoteSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repl]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     model: Any = SimpleNamespace(
-        session=lambda: session, path=Path("m.gguf"), vision=SimpleNamespace(preprocessor=Preprocessor())
+        session=lambda: session,
+        path=Path("m.gguf"),
+        vision=SimpleNamespace(preprocessor=Preprocessor()),
+        grounding=lambda choose: GroundingParser(choose=choose),
     )
     repl = Repl(Conversation(model, SamplingOptions()), Output())
     yield repl
