@@ -4,7 +4,7 @@
 
 Every pair of types is converted plain and with an importance matrix, compared with float32, and asked
 questions whose answers are known. Writes quantization.json, and from it quantization.md,
-quantization.svg and a table in the README. Rows that the JSON has already for the same weights are not
+and quantization.svg, which the README shows. Rows that the JSON has already for the same weights are not
 measured again.
 Needs the extra qvl[train], which draws the pictures.
 """
@@ -78,7 +78,6 @@ def main() -> None:
             for _ in measure(args, Path(folder), results):
                 path.write_text(json.dumps(results, indent=1) + "\n")
     quantization_report.write(results, HERE / "quantization.md", HERE / "quantization.svg")
-    quantization_report.quote(results, HERE.parent / "README.md")
 
 
 def measure(args: argparse.Namespace, folder: Path, results: dict[str, Any]) -> Iterator[None]:

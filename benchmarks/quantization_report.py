@@ -17,40 +17,6 @@ PLAIN, CALIBRATED, FRONT = "#8a8f98", "#2a78d6", "#2a78d6"
 WIDTH, HEIGHT, MARGIN = 760, 440, 60
 
 
-# What the README shows: text and vision types, plain and with an importance matrix where both were measured.
-QUOTED: Final = (
-    ("q8_0", "q8_0"), ("q6_k", "q8_0"), ("q5_k_m", "q8_0"), ("q4_k_m", "q8_0"), ("q4_k_m", "q4_k"),
-    ("iq4_xs", "iq4_xs"), ("q3_k_m", "q4_k"), ("q2_k", "q4_k"),
-)  # fmt: skip
-BEGIN, END = "<!-- types: begin -->\n", "<!-- types: end -->"
-
-
-def quote(results: dict[str, Any], readme: Path) -> None:
-    """Put the rows that matter most between the README's markers."""
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{readme}: lacks {BEGIN.strip()} … {END}")
-    rows = results["rows"]
-    wanted = [f"{t} {v}{matrix}" for t, v in QUOTED for matrix in ("", " imatrix")]
-    shown = [rows["f32"], *(rows[key] for key in wanted if key in rows)]
-    lines = [
-        "| `--type` | `--vision-type` | imatrix | MB | KL | top-1 | describe | count | read | IoU |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in shown:
-        default = f"{row['text']} {row['vision']}" == DEFAULT and not row["imatrix"]
-        types = [f"**{row[k]}**" if default else row[k] for k in ("text", "vision")]
-        measured = [f"{row['kl']:.1e}", f"{row['top1']:.1%}"] if "kl" in row else ["", ""]
-        scores = row["scores"]
-        right = [scores["describe 2"], scores["count"], scores["read digits"], scores["ground"]]
-        cells = [*types, "yes" if row["imatrix"] else "", f"{megabytes(row):.1f}", *measured]
-        lines.append("| " + " | ".join([*cells, *(f"{value:.2f}" for value in right)]) + " |")
-    table = "\n".join(lines)
-    readme.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{after}", encoding="utf-8")
-
-
 def write(results: dict[str, Any], table: Path, plot: Path) -> None:
     """Write the page and its plot."""
     rows = results["rows"]

@@ -37,17 +37,16 @@ def test_it_has_commands() -> None:
     assert len(COMMANDS) > 5
 
 
-@pytest.mark.parametrize("heading", ["Convert", "Chat", "Caption"])
-def test_its_tables_list_every_option(heading: str) -> None:
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    if heading == "Caption":
-        section += README.split("\n## Chat\n")[1].split("\n## ")[0]
-    listed = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section))
-    options = re.findall(r"^  (-.*?)(?:  |$)", help_of(heading.lower()).partition("Options:")[2], re.M)
-    rare = {"--help", "--name", "--revision", "--json", "--quiet", "--threads"}
-    for option in options:
-        names = set(re.findall(r"--?[a-z][a-z-]*", option))
-        assert names & (listed | rare), f"{option.strip()} is not in the README"
+@pytest.mark.parametrize("script", ["refresh_options.py", "refresh_tree.py"])
+def test_pages_made_from_the_code_are_up_to_date(script: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / ".ci" / script), "--check"])
+    assert done.returncode == 0, f"run: python .ci/{script}"
+
+
+def test_what_it_links_to_exists() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_its_targets_exist() -> None:
