@@ -33,7 +33,7 @@ Prompt = Annotated[
         "--prompt",
         metavar="TEXT",
         help="What to ask; {name} {stem} {dir} {width} {height} and columns of --vars are filled in. "
-        "Default: Describe this image, or video.",
+        "Default: Describe this image, or video, or the model's own words.",
     ),
 ]
 PromptFile = Annotated[

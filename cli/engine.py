@@ -92,11 +92,23 @@ def encoder_text(vision: VisionEncoder) -> str:
 
 
 def show_log(out: Output) -> None:
-    """With -v, llama.cpp's log goes to stderr; else nothing of it is shown."""
+    """Shows warnings about prompts; with -v, llama.cpp's log goes to stderr, else nothing of it is shown."""
+    prompts = logging.getLogger("qvl.prompt")
+    prompts.propagate = False
+    prompts.handlers[:] = [_Warnings(out)]
     logger = logging.getLogger("qvl.llama")
     logger.propagate = False
     logger.handlers[:] = [_Details(out) if out.verbose else logging.NullHandler()]
     logger.setLevel(logging.INFO if out.verbose else logging.CRITICAL)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, out: Output) -> None:
+        super().__init__(logging.WARNING)
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._out.warn(record.getMessage())
 
 
 class _Details(logging.Handler):

@@ -164,6 +164,8 @@ class Model:
         self.template = ChatTemplate(text.vocab, text.metadata.get("tokenizer.chat_template"), rules)
         self.sampling = Sampling.from_metadata(text.metadata)
         self.n_ctx = n_ctx
+        if n_ctx != N_CTX:  # the default does not say that long prompts are coming; these warn themselves
+            self.template.warn_beyond(n_ctx, "the context")
         self._vision = vision
         self.threads = threads
         self._kv_type = kv_type

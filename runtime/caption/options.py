@@ -26,7 +26,8 @@ class CaptionOptions:
     """Everything that decides what captions say, but for the model.
 
     Attributes:
-        prompt: a template, see `Template`; None asks to describe the image, or the video.
+        prompt: a template, see `Template`; None asks to describe the image, or the video,
+            in the words that the model has learned, if it has (`PromptRules.caption`).
         variables: CSV file of its columns.
         sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
         seed: each picture's own seed derives from it and from the picture's content.
@@ -84,11 +85,17 @@ class CaptionOptions:
         }
         return {name: value for name, value in found.items() if value not in (None, "", [])}
 
-    def prompts(self) -> Prompts:
-        """The prompt of every picture. Raises InputError for a template or table that does not fit."""
+    def prompts(self, caption: str | None = None) -> Prompts:
+        """The prompt of every picture. Raises InputError for a template or table that does not fit.
+
+        Args:
+            caption: the words by which the model has learned to caption a picture, if it has
+                (`PromptRules.caption`); they stand in where no prompt was given.
+        """
         variables = Variables.read(self.variables) if self.variables else None
         columns = variables.columns if variables else ()
-        return Prompts(None if self.prompt is None else Template(self.prompt, columns), variables)
+        template = None if self.prompt is None else Template(self.prompt, columns)
+        return Prompts(template, variables, caption=caption)
 
     def grammar(self) -> str | None:
         """What captions in JSON are held to. Raises InputError for a schema that cannot be used."""

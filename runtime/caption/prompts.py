@@ -155,6 +155,7 @@ class Prompts:
 
     Attributes:
         template: for what has no prompt file of its own; None is the default for a picture or a video.
+        caption: the default for a picture in place of `DEFAULT_PROMPTS`; text, not a template.
         variables: what the columns in braces mean.
         beside: whether `photo.prompt.txt` or `photo.jpg.prompt.txt` beside `photo.jpg` is its prompt.
     """
@@ -162,6 +163,7 @@ class Prompts:
     template: Template | None = None
     variables: Variables | None = None
     beside: bool = True
+    caption: str | None = None
 
     def of(self, path: str, width: int, height: int) -> Prompt:
         """The prompt of a picture of width x height pixels, upright.
@@ -170,7 +172,10 @@ class Prompts:
             InputError: its prompt file cannot be read or used, or its row is missing.
         """
         image = Path(path)
-        template = self._own(image) or self.template or Template(DEFAULT_PROMPTS[kind_of(image) or "image"])
+        template = self._own(image) or self.template
+        if template is None:
+            kind = kind_of(image) or "image"
+            return Prompt("", (self.caption if kind == IMAGE else None) or DEFAULT_PROMPTS[kind])
         values: dict[str, object] = {
             "name": image.name,
             "stem": image.stem,

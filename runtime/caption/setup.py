@@ -120,7 +120,7 @@ def plan_for(
     """What a runner is to do. Raises InputError for a template or table that cannot be used."""
     return Plan(
         items,
-        Preparer(preprocessor, options.prompts()),
+        Preparer(preprocessor, options.prompts(model.template.rules.caption)),
         model.path.name,
         wording=options.wording,
         seed=options.seed,

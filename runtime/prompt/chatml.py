@@ -77,6 +77,7 @@ class ChatTemplate:
         known = [*held, *(name for name in self.rules.markers if name in tokenizer.controls)]
         self._controls = _any_of(known)
         self._places = _any_of(text for _, text in self.rules.placeholders)
+        self._warned = self._replaced = False  # a warning is given once
 
     def units(
         self,
@@ -126,7 +127,23 @@ class ChatTemplate:
         text = self._render(variables, visions)
         if not complete:
             text = text[: text.rfind("<|im_end|>")] if "<|im_end|>" in text else text
-        return [*self._tokens(self._placed(text, visions, place), replies)]
+        units = [*self._tokens(self._placed(text, visions, place), replies)]
+        if not self._warned:
+            n = sum(getattr(getattr(unit, "span", None), "n_tokens", 1) for unit in units)
+            self._warned = self.warn_beyond(n, "the prompt")
+        return units
+
+    def warn_beyond(self, n: int, what: str) -> bool:
+        """Log a warning, and return True, if n tokens are more than `PromptRules.n_trained`."""
+        trained = self.rules.n_trained
+        if trained is None or n <= trained:
+            return False
+        LOGGER.warning(
+            "%s has %d tokens, and this model was trained on %d; beyond them the published code changes "
+            "the rotary base and scales queries, llama.cpp does not, and replies may get worse",
+            what, n, trained,
+        )  # fmt: skip
+        return True
 
     def render(self, messages: Sequence[Message], **options: Any) -> list[Chunk]:
         """The prompt as tokens and the pictures and videos between them; options are those of `units`."""
@@ -155,11 +172,13 @@ class ChatTemplate:
                 problem = str(error)
                 continue
             if all(text.count(place) == counts[kind] for kind, place in places.items()):
-                if problem:
+                if problem and not self._replaced:
+                    self._replaced = True
                     LOGGER.warning("the file's chat template cannot be used, the family's is: %s", problem)
                 return text
-            problem = "it does not show every picture"
-        raise PromptError(f"the chat template cannot be used: {problem}")
+            if any(place in self._source for place in places.values()):
+                problem = "it does not show every picture"  # one without a place for any is for text alone
+        raise PromptError(f"the chat template cannot be used: {problem or 'it does not show every picture'}")
 
     def _held_back(self, value: Any) -> Any:
         """A copy in which no string can be read as a control token, alone or joined to another."""

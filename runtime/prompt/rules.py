@@ -80,6 +80,7 @@ class PromptRules:
         markers: control tokens that stay tokens in everybody's text.
         grounding: makes the parser for boxes in replies.
         caption: the words that ask for a caption, where the model has learned them as such.
+        n_trained: tokens up to which the decoder computes what the published code does; None for no bound.
     """
 
     template: str = CHATML
@@ -92,3 +93,4 @@ class PromptRules:
     markers: tuple[str, ...] = QWEN2.all
     grounding: ParserFactory = GroundingParser
     caption: str | None = None
+    n_trained: int | None = None

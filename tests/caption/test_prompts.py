@@ -31,6 +31,15 @@ def test_what_is_asked_by_default(name: str, text: str, tmp_path: Path) -> None:
     assert Prompts().of(str(tmp_path / name), 1, 1).text == "Its own."
 
 
+def test_a_models_own_words_stand_in_for_pictures_alone(tmp_path: Path) -> None:
+    prompts = Prompts(caption="Describe the image in {English}:")
+    assert prompts.of(str(tmp_path / "a.jpg"), 1, 1) == Prompt("", "Describe the image in {English}:")
+    assert prompts.of(str(tmp_path / "a.mp4"), 1, 1).text == "Describe this video."
+    assert Prompts(Template("Say {stem}."), caption="Own").of("a.jpg", 1, 1).text == "Say a."
+    (tmp_path / "a.prompt.txt").write_text("Its own.")
+    assert prompts.of(str(tmp_path / "a.jpg"), 1, 1).text == "Its own."
+
+
 def test_the_picture_may_stand_anywhere() -> None:
     assert of("Describe.") == Prompt("", "Describe.")
     assert of("Look at {image} closely.") == Prompt("Look at ", " closely.")

@@ -21,7 +21,7 @@ Reference = Callable[[NDArray[np.float32], Sequence[Grid]], NDArray[np.float32]]
 def reference(shape: TowerShape) -> Reference:
     """A function from pixel_values and grids to embedding rows, float32 [n_tokens, n_out]."""
     if shape.family == "qwen_vl":
-        return _QwenVL(shape, tower_state(shape))
+        return QwenVLTower(shape, tower_state(shape))
     tower = _transformers(shape).float().eval()
     state = {name: torch.from_numpy(values) for name, values in tower_state(shape).items()}
     tower.load_state_dict(state, strict=True)
@@ -61,7 +61,7 @@ def _transformers(s: TowerShape) -> Any:
     )  # fmt: skip
 
 
-class _QwenVL:
+class QwenVLTower:
     """Qwen-VL's ViT and resampler from torch's stock modules (arXiv 2308.12966, section 2.1)."""
 
     def __init__(self, shape: TowerShape, state: State) -> None:

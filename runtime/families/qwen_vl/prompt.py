@@ -18,6 +18,7 @@ from qvl.runtime.prompt.positions import FlatSpan, Span
 from qvl.runtime.prompt.rules import PromptRules, Vision
 
 CAPTION: Final = "Describe the image in English:"
+TRAINED: Final = 2048  # config.json, seq_length; dynamic NTK and log-n scaling beyond are not in llama.cpp
 _CONTENT: Final = (
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}{% set images.n = images.n + 1 %}"
@@ -50,6 +51,7 @@ def rules(text: Mapping[str, Any], vision: Mapping[str, Any]) -> PromptRules:
         markers=QWEN.all,
         grounding=partial(GroundingParser, tags=QWEN),
         caption=CAPTION if raw else None,
+        n_trained=TRAINED,
     )
 
 
