@@ -23,14 +23,12 @@ def fitting_types(
     """
     from qvl.convert.ladder import choose, parse_size
     from qvl.runtime.find import ModelFiles
-    from qvl.runtime.measure.memory import USUAL_PIXELS, predict_memory
+    from qvl.runtime.measure.memory import predict_memory
 
     predicted: dict[int, Memory] = {}
 
     def memory(made: Converted) -> int:
-        found = predict_memory(
-            ModelFiles(made.text, made.mmproj), n_ctx=n_ctx, max_pixels=max_pixels or USUAL_PIXELS
-        )
+        found = predict_memory(ModelFiles(made.text, made.mmproj), n_ctx=n_ctx, max_pixels=max_pixels)
         predicted[found.total] = found
         return found.total
 

@@ -31,6 +31,7 @@ def text_metadata(
     for name, value in sampling.items():
         metadata[f"general.sampling.{name}"] = np.int32(value) if isinstance(value, int) else value
     metadata |= conversion(config.family).text_metadata(config)
+    metadata["qvl.family"] = config.family.name  # families share architectures
     metadata |= {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}
     return metadata | _tokenizer(vocab)
 

@@ -301,6 +301,7 @@ class _EncoderBackend:
     def __init__(self, encoder: VisionEncoder) -> None:
         self._encoder = encoder
         self.merge_size = encoder.preprocessor.merge_size
+        self.token_pixels = encoder.preprocessor.token_pixels
         self.layout: Layout = encoder.family.prompt.rules({}, encoder.metadata).layout
 
     @cached_property

@@ -188,7 +188,7 @@ def vision_rows(config: ModelConfig) -> Iterator[Mapped]:
 
 
 def text_metadata(config: ModelConfig) -> Metadata:
-    return {**decoder_metadata(config), "qvl.family": "qwen_vl"}
+    return decoder_metadata(config)
 
 
 def vision_metadata(config: ModelConfig) -> Metadata:

@@ -209,7 +209,7 @@ class BatchCaptioner:
 
     def _too_large(self, job: Job, n: int, cells: int) -> str:
         n_ctx = self._engine.n_ctx
-        area = (n_ctx - (cells - n)) * self._preprocessor.factor**2
+        area = (n_ctx - (cells - n)) * self._preprocessor.token_pixels
         smaller = f"`max_pixels` {area} would fit, or " if area > 0 else ""
         return (
             f"the {job.kind} with its words and replies takes {cells} tokens ({n} of them its own), "

@@ -15,8 +15,8 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.grammar.schema import read_schema, schema_to_grammar
 
 MAX_TOKENS: Final = 256
-MAX_PIXELS: Final = 1280 * 28 * 28
-"""Larger pictures are shrunk to this area, 1280 tokens, unless it is said otherwise: Qwen's own advice for
+MAX_IMAGE_TOKENS: Final = 1280
+"""Larger pictures are shrunk to so many tokens unless other bounds are given: Qwen's own advice for
 a balance of cost and detail (model card of Qwen2-VL, "Image Resolution for performance boost"), and what
 keeps the memory of a run small. A model whose own bound is lower keeps it."""
 

@@ -11,7 +11,7 @@ from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Results, Stop
 from qvl.runtime.caption.captioner import BatchCaptioner, Request
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.options import MAX_PIXELS, CaptionOptions
+from qvl.runtime.caption.options import MAX_IMAGE_TOKENS, CaptionOptions
 from qvl.runtime.caption.prepare import Preparer, return_large_blocks
 from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
@@ -76,8 +76,9 @@ def preprocessor_for(model: Model, options: CaptionOptions) -> Preprocessor:
         pace = known_pace(model) if options.image_detail == "auto" else None
         high = max_pixels(options.image_detail, own, model.vision.config, pace)
         return own.with_pixels(options.min_pixels, max(high, options.min_pixels or 0))
-    if high is None and own.max_pixels > MAX_PIXELS:
-        high = max(MAX_PIXELS, options.min_pixels or 0)
+    usual = MAX_IMAGE_TOKENS * own.factor**2
+    if high is None and own.max_pixels > usual:
+        high = max(usual, options.min_pixels or 0)
     return own.with_pixels(options.min_pixels, high)
 
 

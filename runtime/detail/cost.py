@@ -1,9 +1,9 @@
 """How large to look at a picture: what it costs, and how much of it a time budget buys.
 
-A token stands for 28x28 pixels of the resized picture. Encoding grows with the number of patches, and with
-its square where attention takes over; reading grows with the number of tokens.
+A token stands for 28x28 pixels of the resized picture, 32x32 in Qwen3-VL. Encoding grows with the number
+of patches, and with its square where attention takes over; reading grows with the number of tokens.
 
-    "low"   at most 256 tokens, the area of 448x448
+    "low"   at most 256 tokens, the area of 448x448 (Qwen3-VL: 512x512)
     "auto"  what can be encoded and read within a time budget, and 256 tokens at least
     "high"  as large as the model takes
 """

@@ -14,11 +14,11 @@ from typing import Final, TypeAlias
 from qvl.runtime.engine.units import Unit, VisionUnit, n_cells, n_vision_cells
 from qvl.runtime.errors import ContextFullError
 from qvl.runtime.prompt.messages import Message
+from qvl.runtime.prompt.positions import VisionSpan
 
 UnitsOf: TypeAlias = Callable[[Sequence[Message]], list[Unit]]
 
 _KEEP_SHARE: Final = 0.75
-_PIXELS_PER_TOKEN: Final = 28 * 28
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Fitted:
 class Fitter:
     """Chooses messages, and remembers what it has dropped of a conversation."""
 
-    def __init__(self, n_ctx: int) -> None:
-        self._n_ctx = n_ctx
+    def __init__(self, n_ctx: int, token_pixels: int = 0) -> None:
+        """token_pixels: pixels of a picture that become one token; 0 where every picture has one size."""
+        self._n_ctx, self._token_pixels = n_ctx, token_pixels
         self.forget()
 
     def forget(self) -> None:
@@ -88,9 +89,10 @@ class Fitter:
             hint = f"shorten it, or {larger}"
         else:
             what = f"{pictures} picture{'s'[: pictures != 1]} of {vision} tokens, {cells} with the text"
-            fitting = room // sum(span.t for span in seen) * _PIXELS_PER_TOKEN  # of a picture, or of a frame
-            smaller = f"`max_pixels` {fitting} would fit, or " if fitting >= 4 * _PIXELS_PER_TOKEN else ""
-            fewer = "a lower `fps`, or " if any(span.t > 1 for span in seen) else ""
+            pairs = [span.t if isinstance(span, VisionSpan) else 1 for span in seen]
+            fitting = room // sum(pairs) * self._token_pixels  # of a picture, or of a frame
+            smaller = f"`max_pixels` {fitting} would fit, or " if fitting > 3 * self._token_pixels else ""
+            fewer = "a lower `fps`, or " if max(pairs) > 1 else ""
             hint = f"{smaller}{fewer}{larger}"
         message = f"{what}: too much for a context of {self._n_ctx} that leaves {reserve} for the reply"
         return ContextFullError(message, n_tokens=cells, n_ctx=self._n_ctx, hint=hint)

@@ -37,7 +37,7 @@ class Reader:
     ) -> None:
         self.on_drop = on_drop
         self._template, self._store, self._vocab = template, store, vocab
-        self._fitter = Fitter(n_ctx)
+        self._fitter = Fitter(n_ctx, store.token_pixels)
         self._replies: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._lock = threading.RLock()
 

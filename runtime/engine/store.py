@@ -36,6 +36,7 @@ class VisionBackend(Protocol):
     """What makes embeddings (`qvl.runtime.model` has it over the encoder)."""
 
     merge_size: int
+    token_pixels: int
     layout: Layout
 
     @property
@@ -70,6 +71,11 @@ class EmbeddingStore:
         self._early: set[str] = set()
         self._thread: threading.Thread | None = None
         self._called_off = threading.Event()
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels of a picture that become one token; 0 where every picture has one size."""
+        return self._backend.token_pixels if self._backend is not None else 0
 
     def look_ahead(self, wanted: Callable[[], Iterable[VisionChunk]]) -> None:
         """Begin to encode in a thread; whoever uses the store next waits for its end.

@@ -12,7 +12,7 @@ from qvl.runtime.resources import resident_bytes
 from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.grid import n_patches
 
-USUAL_PIXELS: Final = 1280 * 28 * 28  # 1280 tokens: what a photograph is usually shrunk to
+USUAL_TOKENS: Final = 1280  # what a photograph is usually shrunk to
 _FLOAT: Final = 4
 _CHANNELS: Final = 3
 
@@ -53,14 +53,14 @@ def predict_memory(
     *,
     n_ctx: int,
     image_size: tuple[int, int] | None = None,
-    max_pixels: int = USUAL_PIXELS,
+    max_pixels: int | None = None,
 ) -> Memory:
     """What a model takes.
 
     Args:
         n_ctx: cells of the context.
         image_size: width and height of a picture; by default a square one, as large as the model takes.
-        max_pixels: largest area, if the file's own bound is not smaller.
+        max_pixels: largest area, if the file's own bound is not smaller; None for `USUAL_TOKENS`.
 
     Raises:
         GGUFError: a damaged file, or one of an unknown family.
@@ -73,7 +73,8 @@ def predict_memory(
         return Memory(resident_bytes(), text)
     with VisionEncoder(files.mmproj, device="cpu") as encoder:
         preprocessor = encoder.preprocessor
-        width, height = image_size or _largest(min(max_pixels, preprocessor.max_pixels), preprocessor.factor)
+        most = max_pixels or USUAL_TOKENS * preprocessor.factor**2
+        width, height = image_size or _largest(min(most, preprocessor.max_pixels), preprocessor.factor)
         height, width = preprocessor.size(height, width)
         grid = preprocessor.grid(height, width)
         patches = n_patches(grid)

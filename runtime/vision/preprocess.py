@@ -195,6 +195,11 @@ class Preprocessor:
         """Side of the square that becomes one token, in pixels."""
         return self.patch_size * self.merge_size
 
+    @property
+    def token_pixels(self) -> int:
+        """Pixels that become one token; 0 where every picture has one size, whatever the bounds."""
+        return 0 if self.side else self.factor**2
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) in pixels to which a picture of this size is resized; see `smart_resize`."""
         if self.side:

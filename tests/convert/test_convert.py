@@ -128,6 +128,7 @@ def test_keys_are_those_that_gguf_knows(tiny_model: Converted) -> None:
     for path in (tiny_model.text, tiny_model.mmproj):
         assert {key for key in read_gguf(path).metadata if key not in known} <= {
             "qvl.vision.temporal_patch_size",
+            "qvl.family",
             "qvl.tokenizer.eos_token_ids",
         }
 

@@ -1,4 +1,4 @@
-"""A server in this process, on a free port, with the embedded model."""
+"""A server in this process, on a free port."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Running:
 
 
 @contextmanager
-def running(n_ctx: int = 4096, **options: Any) -> Iterator[Running]:
-    """Serve the embedded model with these `ServeOptions` until the block ends."""
+def running(n_ctx: int = 4096, path: Path | None = None, **options: Any) -> Iterator[Running]:
+    """Serve a model, by default the embedded one, with these `ServeOptions` until the block ends."""
     app = build(ServeOptions(port=0, **options))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on")
     socket = config.bind_socket()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
-    with load(n_ctx=n_ctx) as model:
+    with load(path, n_ctx=n_ctx) as model:
         attach(app, model, "nano")
         thread.start()
         while not server.started:

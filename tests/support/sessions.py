@@ -29,6 +29,7 @@ class FakeBackend:
     """Embeddings made of the picture's mean colour and size: no encoder, and every call is counted."""
 
     merge_size = 2
+    token_pixels = 28 * 28
     layout = staticmethod(one_span)
 
     def __init__(self, n_embd: int) -> None:
