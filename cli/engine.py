@@ -94,7 +94,6 @@ def encoder_text(vision: VisionEncoder) -> str:
 def show_log(out: Output) -> None:
     """Shows warnings about prompts; with -v, llama.cpp's log goes to stderr, else nothing of it is shown."""
     prompts = logging.getLogger("qvl.prompt")
-    prompts.propagate = False
     prompts.handlers[:] = [_Warnings(out)]
     logger = logging.getLogger("qvl.llama")
     logger.propagate = False
