@@ -55,7 +55,7 @@ def mtmd(stack: ExitStack, text: Path, mmproj: Path, kind: str, threads: int) ->
     model = c.llama_model_load_from_file(str(text).encode(), c.llama_model_default_params())
     stack.callback(c.llama_model_free, model)
     m, context = _mtmd_context(stack, model, mmproj, threads)
-    width = c.llama_model_n_embd(model)
+    width = c.llama_model_n_embd_inp(model)
 
     def encode(picture: Picture) -> Embeddings:
         with _chunks(m, context, picture, m.mtmd_default_marker()) as chunks:
