@@ -37,16 +37,29 @@ def cluster() -> Iterator[None]:
 
 
 def actors() -> list[int]:
-    """Processes of Ray's actors, found by their titles."""
+    """Processes of the actors of this test's own cluster, found by their titles; never those of another."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
         except OSError:  # gone meanwhile
             continue
-        if title.startswith(b"ray::") and b"(MapBatches(Actor)" in title:
+        if title.startswith(b"ray::") and b"(MapBatches(Actor)" in title and is_own(int(folder.name)):
             found.append(int(folder.name))
     return found
+
+
+def is_own(pid: int) -> bool:
+    """Whether a process descends from this one."""
+    while pid > 1:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def expected(tiny_model: Converted, folder: Path) -> dict[str, str | None]:
