@@ -144,6 +144,11 @@ def main() -> None:
         RAISING.append(_terminate)
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late one must not cut the exit short
+    try:
+        sys.stdout.flush()
+    except OSError:  # closed by the caller: what was printed is lost
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or FAILED
     sys.exit(code)
 
 

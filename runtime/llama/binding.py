@@ -78,8 +78,10 @@ def import_part(name: str) -> ModuleType:
         try:
             return importlib.import_module(f"llama_cpp.{name}")
         finally:
-            for name in [n for n in sys.modules if n == "llama_cpp" or n.startswith("llama_cpp.")]:
-                del sys.modules[name]
+            # a copy, since other threads import at the same time
+            for loaded in list(sys.modules):
+                if loaded.partition(".")[0] == "llama_cpp":
+                    sys.modules.pop(loaded, None)
     except (ImportError, OSError, RuntimeError) as e:
         raise BackendError(
             f"llama-cpp-python cannot be loaded: {e}", hint=f"pip install llama-cpp-python=={ggml.PINNED}"

@@ -130,13 +130,15 @@ main.main()
 """
 
 
-@pytest.mark.parametrize("closed", ["<&-", "</dev/null >&-", "</dev/null 2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_no_error(closed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("closed", "code"), [("<&-", 0), ("</dev/null >&-", 1), ("</dev/null 2>&-", 0), ("<&- >&- 2>&-", 1)]
+)
+def test_a_closed_stream_is_an_error_where_output_is_lost(closed: str, code: int, tmp_path: Path) -> None:
     """And no file takes its place: what is printed would go there."""
     kept = tmp_path / "kept"
     command = f'"$0" -c "$1" "$2" {closed}'
     done = subprocess.run(["sh", "-c", command, sys.executable, WRITES_ALL, str(kept)], check=False)
-    assert done.returncode == 0
+    assert done.returncode == code
     assert kept.read_text() == ""
 
 

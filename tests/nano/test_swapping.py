@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from qvl.models.nano.train.questions import describe_text
 from qvl.models.nano.train.sequences import Clip, sample_clip, sample_pair
 from qvl.runtime import load
-from qvl.runtime.engine import batches as feed
 from qvl.runtime.model import Model
+from qvl.runtime.positions import VisionSpan
 
 SEED = 41_000_000  # neither training's nor the evaluation's
 DRAWS = 24
@@ -120,12 +120,12 @@ def test_the_second_picture_is_the_one_described(model: Model) -> None:
 
 def test_without_times_there_is_no_first(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same clips, weights and bar, with every frame at the time of the first."""
-    positions = feed.mrope_positions
+    positions = VisionSpan.positions
 
-    def at_once(spans: Any, start: int = 0) -> tuple[NDArray[np.int32], int]:
-        made, following = positions(spans, start)
+    def at_once(span: VisionSpan, start: int) -> NDArray[np.int32]:
+        made = positions(span, start)
         made[0] = start
-        return made, following
+        return made
 
-    monkeypatch.setattr(feed, "mrope_positions", at_once)
+    monkeypatch.setattr(VisionSpan, "positions", at_once)
     assert score(model, draws(short_clip, "order"), first, video) < LEAST // 2
