@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from types import TracebackType
 from typing import Any, Final, Literal
 
@@ -115,6 +116,8 @@ class BatchCaptioner:
         self._activity = activity or Activity()
         self._cancelled = cancelled or (lambda: False)
         self._start = vocab.tokenize(request.start)
+        # a job's key is unique in its run, and runs follow each other on one captioner
+        self._pictures = count()
         self._jobs: dict[EngineJob, tuple[Job, float]] = {}
         self._failed: list[Done] = []
 
@@ -195,7 +198,7 @@ class BatchCaptioner:
         height, width = (size // preprocessor.factor for size in job.frames.shape[1:3])
         vision = Vision(job.kind, (pairs, height, width), job.seconds, job.fps)
         source = partial(preprocessor.patchify, job.frames)
-        return placed(self._template.rules.layout, vision, f"{job.key}", source)
+        return placed(self._template.rules.layout, vision, f"{next(self._pictures)}", source)
 
     def _done(self, job: EngineJob, asked: Job, started: float) -> Done:
         return Done(

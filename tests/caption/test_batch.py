@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from support.clips import write_clip
 
 from qvl.convert import Converted
 from qvl.runtime import caption, load
-from qvl.runtime.caption.inputs import find_inputs
+from qvl.runtime.caption.inputs import Item, find_inputs
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
+from qvl.runtime.caption.runner import Runner
 from qvl.runtime.caption.setup import open_run
 from qvl.runtime.caption.stdout import Stream
 from qvl.runtime.model import Model
@@ -161,3 +163,17 @@ def test_videos_are_captioned_as_videos(model: Model, tmp_path: Path) -> None:
     expected = model.generate([{"role": "user", "content": content}], max_tokens=12, temperature=0).result()
     assert record.caption == expected.text.strip()
     assert record.prompt_tokens == expected.usage.prompt_tokens
+
+
+def test_runs_that_follow_each_other_see_their_own_pictures(model: Model, pictures: Path) -> None:
+    """As on a cluster, where a model stays loaded from one block of pictures to the next."""
+    options = CaptionOptions(max_tokens=12, sampling={"temperature": 0.0})
+    first, captioner = open_run(model, [], options, Stream(), parallel=2)
+    expected = {path.name: alone(model, path) for path in sorted(pictures.glob("*.png"))}
+    found = {}
+    with captioner:
+        for path in sorted(pictures.glob("*.png")):
+            plan = replace(first.plan, items=[Item(str(path))])
+            (record,) = Runner(plan, captioner, Stream()).run()
+            found[path.name] = record.caption
+    assert found == expected
