@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from qvl.runtime.errors import FormatError, InputError
+from qvl.runtime.errors import BackendError, FormatError, InputError
 
 _RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *[.:].*)?")
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -47,13 +47,33 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stat = path.stat()
+        self._process = os.getpid()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process opened it; False in a forked child."""
+        return self._process == os.getpid()
+
+    def check_process(self) -> None:
+        """See that this process opened the file: a forked child has none of the threads that compute.
+
+        Raises:
+            BackendError: another process opened it.
+        """
+        if not self.is_ours:
+            raise BackendError(
+                f"{self.path} was loaded in another process; load it in this one",
+                hint='start processes with "spawn" (multiprocessing.get_context) and load the model in each',
+            )
 
     def check(self) -> None:
         """See that the file is still as long as it was; one that was replaced or removed stays mapped.
 
         Raises:
             FormatError: it was shortened in place.
+            BackendError: another process opened it.
         """
+        self.check_process()
         try:
             now = self.path.stat()
         except OSError:

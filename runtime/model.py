@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.engine.batches import batches
-from qvl.runtime.engine.reply import Stream
-from qvl.runtime.engine.session import Session
+from qvl.runtime.engine.reply import Progress, Reply, Stream
+from qvl.runtime.engine.session import MAX_TOKENS, Session
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import VisionUnit, n_cells
 from qvl.runtime.errors import InputError, check_text, check_whole
 from qvl.runtime.families.matching import family_of, rules_of
-from qvl.runtime.files import file_identity
 from qvl.runtime.find import find_model
 from qvl.runtime.grounding.box import Choose, Parser, Resized, Size
 from qvl.runtime.llama.context import Context
@@ -30,12 +28,10 @@ from qvl.runtime.llama.repack import Optimize
 from qvl.runtime.llama.sampler import Sampling
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message, VisionChunk
-from qvl.runtime.prompt.rules import Layout
+from qvl.runtime.vision.backend import EncoderBackend
 from qvl.runtime.vision.cache import EmbeddingCache
-from qvl.runtime.vision.encoder import Precision, Progress, VisionEmbedding, VisionEncoder
-from qvl.runtime.vision.image import open_picture
-from qvl.runtime.vision.preprocess import Patches
-from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.encoder import Precision, VisionEncoder
+from qvl.runtime.vision.image import ImageSource
 
 Ahead: TypeAlias = Callable[[VisionEncoder], Iterable[VisionChunk]]
 """Says what will be asked about."""
@@ -112,7 +108,7 @@ def load(
                 precision=precision,
             )
             opened.callback(vision.close)
-            store = EmbeddingStore(_EncoderBackend(vision), cache=cache)
+            store = EmbeddingStore(EncoderBackend(vision), cache=cache)
             opened.callback(store.close)
             if ahead is not None and vision.device.is_cpu:
                 vision.spare_threads(1)  # llama.cpp loads with one
@@ -169,18 +165,28 @@ class Model:
         self._vision = vision
         self.threads = threads
         self._kv_type = kv_type
-        self._store = store or EmbeddingStore(_EncoderBackend(vision) if vision is not None else None)
+        self._store = store or EmbeddingStore(EncoderBackend(vision) if vision is not None else None)
         self._sessions: list[Session] = []
         self._default: Session | None = None
         self._lock = threading.Lock()  # of the default session, and of `logits`' memory
+        self._closed = False
+
+    def __repr__(self) -> str:
+        vision = self._vision.path.name if self._vision is not None else None
+        known = f"{self.path.name!r}, vision={vision!r}, family={self.family!r}, n_ctx={self.n_ctx}"
+        return f"Model({known}{', closed' if self._closed else ''})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Model cannot be pickled or copied; load it from its path in each process")
 
     @property
     def vision(self) -> VisionEncoder:
         """The image encoder.
 
         Raises:
-            InputError: the model was opened without one.
+            InputError: the model was opened without one, or is closed.
         """
+        self._check_usable()
         if self._vision is None:
             raise InputError(
                 f"{self.path}: opened without an mmproj",
@@ -219,6 +225,10 @@ class Model:
         Args:
             n_ctx: KV cells, for all slots together.
             slots: prompts that can run at once.
+
+        Raises:
+            InputError: a size out of bounds, or the model is closed.
+            BackendError: too little memory, or the model was loaded in another process.
         """
         context = self.context(n_ctx=n_ctx or self.n_ctx, n_seq_max=slots)
         session = Session(context, self._store, self.template, self.sampling)
@@ -227,6 +237,7 @@ class Model:
 
     def context(self, *, n_ctx: int, **options: Any) -> Context:
         """A bare context on the decoder; options are those of `Context`. The caller closes it."""
+        self._check_usable()
         return Context(self.text, n_ctx=n_ctx, threads=self.threads, kv_type=self._kv_type, **options)
 
     @property
@@ -240,19 +251,96 @@ class Model:
         Raises:
             InputError: the model was opened without an image encoder.
         """
-        return EmbeddingStore(_EncoderBackend(self.vision), max_bytes=0)
+        return EmbeddingStore(EncoderBackend(self.vision), max_bytes=0)
 
-    def generate(self, messages: Sequence[Message], **options: Any) -> Stream:
-        """Reply to messages; see `Session.generate`, which says what the options are.
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = MAX_TOKENS,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        schema: Mapping[str, Any] | str | None = None,
+        number_images: bool = False,
+        progress: Progress | None = None,
+    ) -> Stream:
+        """Reply to messages, as a stream of pieces of text; `result()` waits for the whole.
 
         Calls share one session: a prompt that begins like an earlier one costs only the difference. Those
         of several threads run together, up to four at a time; the others wait. A stream that was not read
         to its end ends when the same thread reads another.
+
+        Sampling settings that are None are the model's own (`general.sampling.*`), or greedy.
+
+        Args:
+            messages: see `ChatTemplate.render`.
+            max_tokens: longest reply.
+            temperature: 0 takes the likeliest token.
+            top_k, top_p, min_p: leave unlikely tokens out.
+            repeat_penalty: above 1 makes tokens of the text so far less likely.
+            seed: what the random numbers begin with.
+            stop: strings that end the reply, and are not part of it.
+            grammar: GBNF that the reply must fit.
+            schema: JSON schema that the reply must fit.
+            number_images: put "Picture 1: " before pictures.
+            progress: called while frames are read, pictures encoded, and the prompt prefilled.
+
+        Raises:
+            InputError: a parameter out of bounds, an unusable schema or grammar, or the model is closed.
+            BackendError: the model was loaded in another process.
+            PromptError, ImageError, ContextFullError: raised by the stream, when the prompt is read.
         """
+        self._check_usable()
         with self._lock:
             if self._default is None:
                 self._default = self.session(slots=_SLOTS)
-        return self._default.generate(messages, **options)
+        return self._default.generate(
+            messages,
+            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop,
+            grammar=grammar, schema=schema, number_images=number_images, progress=progress,
+        )  # fmt: skip
+
+    def ask(
+        self,
+        picture: ImageSource,
+        question: str,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        schema: Mapping[str, Any] | str | None = None,
+        number_images: bool = False,
+        progress: Progress | None = None,
+    ) -> Reply:
+        """Reply to a question about a picture.
+
+        >>> model.ask("photo.jpg", "What is this?").text  # doctest: +SKIP
+
+        Args:
+            picture: path, bytes, PIL image or uint8 array [h, w, 3].
+            Others: as for `generate`, as are the errors.
+        """
+        check_text("question", question)
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        return self.generate(
+            [{"role": "user", "content": content}],
+            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop,
+            grammar=grammar, schema=schema, number_images=number_images, progress=progress,
+        ).result()  # fmt: skip
 
     def logits(self, messages: Sequence[Message], *, number_images: bool = False) -> NDArray[np.float32]:
         """Logits at every position of the prompt with its generation header, vision positions included.
@@ -262,7 +350,12 @@ class Model:
 
         Returns:
             float32 [n_positions, n_vocab], in the order of KV cells.
+
+        Raises:
+            InputError: the messages form no prompt, or the model is closed.
+            BackendError: the model was loaded in another process.
         """
+        self._check_usable()
         units = self.template.units(messages, self._store.place, number_images=number_images)
         encoded = self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
@@ -274,8 +367,19 @@ class Model:
                 rows.append(context.logits())
         return np.concatenate(rows)
 
+    def _check_usable(self) -> None:
+        self.text.check_process()
+        if self._closed:
+            raise InputError(f"{self.path}: the model is closed", hint="load it again")
+
     def close(self) -> None:
-        """Free everything, sessions included. Doing it twice is harmless."""
+        """Free everything, sessions included. Doing it twice is harmless.
+
+        In a forked child it does nothing: what would be freed is the parent's.
+        """
+        if not self.text.is_ours:
+            return
+        self._closed = True
         for session in self._sessions:
             session.close()
         self._sessions.clear()
@@ -293,32 +397,3 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _EncoderBackend:
-    """The encoder, as an `EmbeddingStore` wants it."""
-
-    def __init__(self, encoder: VisionEncoder) -> None:
-        self._encoder = encoder
-        self.merge_size = encoder.preprocessor.merge_size
-        self.token_pixels = encoder.preprocessor.token_pixels
-        self.layout: Layout = encoder.family.prompt.rules({}, encoder.metadata).layout
-
-    @cached_property
-    def identity(self) -> str:
-        return f"{file_identity(self._encoder.path)} {self._encoder.precision} {self._encoder.device.name}"
-
-    def prepare(self, chunk: VisionChunk, progress: Progress | None = None) -> Patches:
-        preprocessor, options = self._encoder.preprocessor, dict(chunk.options)
-        if chunk.kind == "video":
-            sampling = preprocessor.sampling.given(chunk.options)
-            video = load_video(chunk.source, preprocessor, sampling, progress)
-            return replace(preprocessor.patchify(video.frames), seconds=video.seconds, fps=video.fps)
-        if options:
-            preprocessor = preprocessor.with_pixels(
-                *(int(options[name]) if name in options else None for name in ("min_pixels", "max_pixels"))
-            )
-        return preprocessor.image(open_picture(chunk.source))
-
-    def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
-        return self._encoder.encode_steps(inputs)

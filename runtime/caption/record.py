@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from qvl.runtime.errors import FormatError
+from qvl.runtime.errors import FormatError, shown
 from qvl.runtime.files import as_json
 
 
@@ -42,6 +42,10 @@ class Record:
     sha256: str | None = None
     same_as: str | None = None
     error: str | None = None
+
+    def __repr__(self) -> str:
+        what = f"error={shown(self.error)}" if self.failed else f"caption={shown(self.caption)}"
+        return f"Record({self.path!r}, {what})"
 
     @property
     def failed(self) -> bool:

@@ -82,6 +82,14 @@ class Engine:
         """How much of the pictures in the encoder is done; None when there are none."""
         return self._encoding.share
 
+    def check_process(self) -> None:
+        """See that this process loaded the model; a forked child would wait for threads that it lacks.
+
+        Raises:
+            BackendError: another process loaded it.
+        """
+        self._context.model.check_process()
+
     # requests --------------------------------------------------------------------------------------
 
     def submit(self, request: Request, cancelled: threading.Event | None = None) -> Job:
@@ -93,8 +101,9 @@ class Engine:
         Raises:
             InputError: an empty prompt, or more samples than slots.
             ContextFullError: the prompt can never fit.
-            BackendError: the engine is closed.
+            BackendError: the engine is closed, or the model was loaded in another process.
         """
+        self.check_process()
         if self._closed:
             raise BackendError("the engine is closed")
         n = max(1, len(request.samplers))
@@ -114,6 +123,7 @@ class Engine:
 
     def turn(self, job: Job) -> None:
         """Do a step for a job that is not done, or wait while another thread does one."""
+        self.check_process()
         with self._turns.next() as mine:
             if mine and not job.done:
                 self.step()

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import Cancelled, QvlError
+from qvl.runtime.errors import Cancelled, QvlError, shown
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 Progress: TypeAlias = Callable[[str, float], None]
@@ -119,6 +119,9 @@ class Reply:
     timings: Timings = field(default_factory=Timings)
     seed: int | None = None
     dropped_messages: int = 0
+
+    def __repr__(self) -> str:
+        return f"Reply({shown(self.text)}, {len(self.tokens)} tokens, {self.finish_reason!r})"
 
     @property
     def message(self) -> dict[str, Any]:

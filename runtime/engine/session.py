@@ -176,6 +176,7 @@ class Session:
             InputError, PromptError, ImageError, ContextFullError: as `generate` and its stream.
             Cancelled: while the messages were read.
         """
+        self.engine.check_process()
         samplers = self._samplers(n, sampling, max_tokens, stop, grammar, schema)
         draft = Draft(cancelled or threading.Event())
         reserve = min(n * max_tokens, self.n_ctx // 8)
@@ -256,6 +257,7 @@ class Session:
     @contextmanager
     def _current(self, draft: Draft) -> Iterator[None]:
         """While the body runs, this is what the thread reads; what it has left unread ends."""
+        self.engine.check_process()
         thread = threading.get_ident()
         with self._lock:
             left = self._drafts.pop(thread, None)

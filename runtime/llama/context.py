@@ -87,6 +87,7 @@ class Context:
             InputError: a size out of bounds, or an unknown type.
             BackendError: the device has too little memory, or llama.cpp refused.
         """
+        model.check_process()
         self.model = model
         self._c = c = llama()
         sizes = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max}

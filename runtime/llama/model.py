@@ -88,11 +88,25 @@ class LlamaModel:
             raise BackendError(f"{self.path}: the model is closed")
         return self._handle
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process loaded it; False in a forked child."""
+        return self._files[0].is_ours
+
+    def check_process(self) -> None:
+        """See that this process loaded the model.
+
+        Raises:
+            BackendError: another one did, and this was forked from it.
+        """
+        self._files[0].check_process()
+
     def check_files(self) -> None:
         """See that no file was shortened since it was opened: its pages are read while the model runs.
 
         Raises:
             FormatError: one was.
+            BackendError: another process loaded the model.
         """
         for file in self._files:
             file.check()

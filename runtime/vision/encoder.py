@@ -14,7 +14,7 @@ from typing import Final, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import GGUFError
+from qvl.runtime.errors import GGUFError, InputError
 from qvl.runtime.families.table import FAMILIES, Family, of_projector
 from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml import library as ggml
@@ -56,6 +56,10 @@ class VisionEmbedding:
     embeddings: NDArray[np.float32]
     grid_thw: Grid
     merge_size: int = 2
+
+    def __repr__(self) -> str:
+        n, width = self.embeddings.shape
+        return f"VisionEmbedding({n} tokens of {width} values, grid_thw={tuple(self.grid_thw)})"
 
     @property
     def n_tokens(self) -> int:
@@ -113,6 +117,7 @@ class VisionEncoder:
         self._layers = _layers(precision, self._weights, self.device, self.config)
         self._last: tuple[tuple[Grid, ...], Encoding] | None = None
         self._lock = threading.Lock()
+        self._closed = False
         self.observer: Observer | None = None
         self.on_encoded: Callable[[int, float], None] | None = None
         """Called with the patches of a picture (or of one step of a video) and the seconds it took."""
@@ -146,6 +151,7 @@ class VisionEncoder:
 
     def planned_bytes(self, grid: Grid) -> int:
         """Memory beside the weights that a picture of this grid would take, found without taking it."""
+        self._check_usable()
         with self._lock:
             encoding = self._tower.build(self.config, self._weights, (grid,), self._layers)
             try:
@@ -163,9 +169,12 @@ class VisionEncoder:
             progress: called with the fraction done, after every layer; returning False stops.
 
         Raises:
+            InputError: the encoder is closed.
             ImageError: a picture cannot be read or is out of bounds.
+            BackendError: the encoder was loaded in another process.
             Cancelled: progress asked to stop.
         """
+        self._check_usable()
         return self.encode_patches(
             [self.preprocessor.image(open_picture(image)) for image in images], progress
         )
@@ -183,9 +192,12 @@ class VisionEncoder:
                 layer; returning False stops.
 
         Raises:
+            InputError: the encoder is closed.
             VideoError: the video cannot be read.
+            BackendError: the encoder was loaded in another process.
             Cancelled: progress asked to stop.
         """
+        self._check_usable()
         frames = load_video(video, self.preprocessor, options, _part(progress, 0.0, _READING))
         patches = self.preprocessor.patchify(frames.frames)
         return self.encode_patches([patches], _part(progress, _READING, 1.0))[0]
@@ -194,6 +206,7 @@ class VisionEncoder:
         self, inputs: Sequence[Patches], progress: Progress | None = None
     ) -> list[VisionEmbedding]:
         """Embeddings of preprocessed pictures and videos; see `encode`."""
+        self._check_usable()
         results: list[VisionEmbedding] = []
         total, done = sum(n_patches(p.grid_thw) for p in inputs) or 1, 0
         with self._lock:
@@ -209,6 +222,7 @@ class VisionEncoder:
 
         Until it ends or is closed, others who use the encoder wait.
         """
+        self._check_usable()
         results: list[VisionEmbedding] = []
         total, done = sum(n_patches(p.grid_thw) for p in inputs) or 1, 0
         while not self._lock.acquire(timeout=_WAIT):
@@ -243,6 +257,7 @@ class VisionEncoder:
 
     def _fill(self, pack: Sequence[Patches]) -> Encoding:
         """The graph for a pack, placed, with its inputs."""
+        self._check_usable()
         self._file.check()
         grids = tuple(p.grid_thw for p in pack)
         encoding = self._encoding(grids)
@@ -278,9 +293,17 @@ class VisionEncoder:
             self._last[1].graph.close()
             self._last = None
 
+    def _check_usable(self) -> None:
+        self._file.check_process()
+        if self._closed:
+            raise InputError(f"{self.path}: the image encoder is closed", hint="load the model again")
+
     def close(self) -> None:
-        """Free the weights and buffers."""
+        """Free the weights and buffers. In a forked child it does nothing: they are the parent's."""
+        if not self._file.is_ours:
+            return
         with self._lock:
+            self._closed = True
             self._runner.close()
             self._forget()
             self._weights.close()

@@ -20,7 +20,7 @@ from support.chatml import image, text, user
 from qvl.convert import Converted
 from qvl.runtime import Model, load
 from qvl.runtime.engine.text import StopStrings
-from qvl.runtime.errors import BackendError, InputError
+from qvl.runtime.errors import InputError
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
 HELLO = [user("Hello")]
@@ -196,7 +196,7 @@ def test_a_model_closed_while_it_replies(tiny_model: Converted) -> None:
     model.close()
     assert streams[0].result().finish_reason == "cancelled"
     del stream, streams  # the other is dropped unread
-    with pytest.raises(BackendError, match="is closed"):
+    with pytest.raises(InputError, match="is closed"):
         model.generate(HELLO)
 
 
