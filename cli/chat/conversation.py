@@ -94,7 +94,7 @@ class Conversation:
 
     def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
         self._forget_reply()
-        parser = self.model.grounding(choose=self._where)
+        parser = self.model.grounding(choose=self._where, resized=self._resized)
         stream = self._session.generate(
             self._prompt(),
             schema=self.schema,
@@ -161,6 +161,18 @@ class Conversation:
         question = next(m for m in reversed(self.messages) if m["role"] == "user")
         number = picture_of(reply, _split(question["content"])[0], [path.name for path in pictures])
         return number, _size_of(pictures[number - 1])
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (width, height) in which the model sees a picture of this size, by the bounds it was given."""
+        if not self.model.has_vision:
+            return size
+        preprocessor = self.model.vision.preprocessor
+        for attachment in self._seen():
+            if attachment.kind == "image" and _size_of(attachment.path) == size:
+                bounds = {n: int(v) for n, v in attachment.options if n in ("min_pixels", "max_pixels")}
+                preprocessor = preprocessor.with_pixels(**bounds)
+        height, width = preprocessor.size(size[1], size[0])
+        return width, height
 
     def boxes_by_picture(self) -> dict[int, list[Box]]:
         """The boxes of the last reply that are in a picture, by its number."""

@@ -102,12 +102,16 @@ class Looking:
         if tokens <= room:
             return smaller
         frames = max(FRAME_FACTOR, whole.n_frames * room // tokens // FRAME_FACTOR * FRAME_FACTOR)
-        few = (("max_frames", frames), ("min_frames", min(frames, VideoOptions.min_frames)))
+        few = (
+            ("max_frames", frames),
+            ("min_frames", min(frames, self.model.vision.preprocessor.sampling.min_frames)),
+        )
         return replace(smaller, options=(*smaller.options, *few))
 
     def _plan(self, attachment: Attachment) -> VideoPlan:
-        path, options = attachment.path, VideoOptions.of(attachment.options)
-        return _plan(path, path.stat().st_mtime_ns, self.model.vision.preprocessor, options)
+        path, preprocessor = attachment.path, self.model.vision.preprocessor
+        options = preprocessor.sampling.given(attachment.options)
+        return _plan(path, path.stat().st_mtime_ns, preprocessor, options)
 
     def _n_tokens(self, plan: VideoPlan) -> int:
         height, width = plan.size

@@ -34,8 +34,3 @@ class VideoOptions:
         """With the names and numbers that stand beside a video in a message."""
         changes: dict[str, Any] = {n: value if n.endswith("fps") else int(value) for n, value in values}
         return replace(self, **changes)
-
-    @classmethod
-    def of(cls, given: Iterable[tuple[str, float]]) -> VideoOptions:
-        """Qwen2-VL's, with the names and numbers that stand beside a video in a message."""
-        return cls().given(given)

@@ -31,7 +31,7 @@ def repl(session: RoteSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         session=lambda: session,
         path=Path("m.gguf"),
         vision=SimpleNamespace(preprocessor=Preprocessor()),
-        grounding=lambda choose: GroundingParser(choose=choose),
+        grounding=lambda choose, resized: GroundingParser(choose=choose, resized=resized),
     )
     repl = Repl(Conversation(model, SamplingOptions()), Output())
     yield repl

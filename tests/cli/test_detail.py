@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qvl.cli.chat.attachments import Attachment, attach
+from qvl.cli.chat.conversation import Conversation
 from qvl.cli.chat.detail import Looking
 from qvl.cli.main import run
 from qvl.cli.output import Output
@@ -20,7 +23,6 @@ from qvl.runtime.detail.cost import LOW_TOKENS, Detail, Pace
 from qvl.runtime.detail.pace import keep_pace, known_pace, measure_pace, refined
 from qvl.runtime.model import Model
 from qvl.runtime.vision.video import load_video
-from qvl.runtime.vision.video_options import VideoOptions
 
 LOW = LOW_TOKENS * 28 * 28
 
@@ -78,7 +80,7 @@ def test_a_long_video_fills_half_the_context(model: Model, tmp_path: Path, n: in
         assert Looking(model, detail, Output()).bounded(clip) == clip
     looking = Looking(model, "auto", Output())
     bounded = looking.bounded(clip)
-    options = VideoOptions.of(bounded.options)
+    options = model.vision.preprocessor.sampling.given(bounded.options)
     seen = load_video(clip.path, model.vision.preprocessor, options).frames
     tokens = -(-len(seen) // 2) * seen.shape[1] * seen.shape[2] // 784
     assert model.n_ctx // 4 < tokens <= model.n_ctx // 2
@@ -158,3 +160,13 @@ def test_a_chat_says_what_it_shrinks(
     said = capsys.readouterr()
     assert json.loads(said.out)["usage"]["image_tokens"] == 1026
     assert said.err == ""
+
+
+def test_boxes_are_read_in_the_size_that_a_picture_was_given(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (400, 300)).save(path)
+    pictures = [Attachment("image", path, (("max_pixels", 20_000),))]
+    conversation: Any = SimpleNamespace(model=model, _seen=lambda: pictures)
+    small = model.vision.preprocessor.with_pixels(max_pixels=20_000).size(300, 400)
+    assert Conversation._resized(conversation, (400, 300)) == small[::-1]
+    assert Conversation._resized(conversation, (56, 28)) == model.vision.preprocessor.size(28, 56)[::-1]
