@@ -165,7 +165,7 @@ def test_a_chat_says_what_it_shrinks(
 def test_boxes_are_read_in_the_size_that_a_picture_was_given(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (400, 300)).save(path)
-    pictures = [Attachment("image", path, (("max_pixels", 20_000),))]
+    pictures = [Attachment(kind="image", path=path, options=(("max_pixels", 20_000),))]
     conversation: Any = SimpleNamespace(model=model, _seen=lambda: pictures)
     small = model.vision.preprocessor.with_pixels(max_pixels=20_000).size(300, 400)
     assert Conversation._resized(conversation, (400, 300)) == small[::-1]
