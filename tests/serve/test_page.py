@@ -140,7 +140,7 @@ def test_a_dropped_picture_is_attached(page: Page) -> None:
 def test_a_reply_streams_and_can_be_stopped(page: Page, server: Running) -> None:
     page.attach(SAMPLES / "one.png")
     page.wait(lambda: page.all("#attachments img"))
-    server.pause = 0.3
+    server.pause = 1.0  # a token a second: time to see the reply grow and to stop it, on a busy machine too
     page.ask("Describe this image.")
     page.wait(lambda: any(0 < len(text) < len(STAR) for text in page.replies()))
     page.click("Stop")
