@@ -24,7 +24,8 @@ from qvl.runtime.grammar.numbers import integers_between, numbers_between
 _BUILT_IN: Final = {
     # one space or one line break with its indent, where JSON allows any white space
     "ws": r'( " " | "\n" " "{0,20} )?',
-    "char": r'[^"\\\x00-\x1F\x7F] | "\\" ( ["\\/bfnrt] | "u" code )',
+    # Ranges, since llama.cpp reads bytes that are no UTF-8 as a character, which all but ranges would allow.
+    "char": r'[ !#-\x5B\x5D-~\u0080-\uD7FF\uE000-\U0010FFFF] | "\\" ( ["\\/bfnrt] | "u" code )',
     "code": "[0-9a-cA-CefEF] hex{3} | [dD] [0-7] hex{2}",  # no half of a surrogate pair
     "hex": "[0-9a-fA-F]",
     "string": r'"\"" char* "\""',

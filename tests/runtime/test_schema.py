@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from qvl.runtime.errors import InputError
 from qvl.runtime.grammar.numbers import integers_between, numbers_between
 from qvl.runtime.grammar.schema import read_schema, schema_to_grammar
+from qvl.runtime.llama.binding import llama
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.sampler import Sampler, Sampling
@@ -182,6 +183,27 @@ def test_free_text_is_json_as_far_as_it_goes(context: Context) -> None:
     for form, shape in {"date": r"\d{4}-\d\d-\d\d", "uuid": r"[\da-fA-F-]{36}"}.items():
         text = sample(context, {"type": "string", "format": form}, 1)
         assert text is not None and re.fullmatch(shape, json.loads(text))
+
+
+def allowed_after(context: Context, head: bytes) -> set[int]:
+    """The single bytes that the grammar of a string allows after these."""
+    vocab = context.model.vocab
+    tokens = {vocab.piece(t)[0]: t for t in range(vocab.n_tokens) if len(vocab.piece(t)) == 1}
+    assert len(tokens) == 256
+    with Sampler(vocab, Sampling(), schema_to_grammar({"type": "string"})) as sampler:
+        for byte in head:
+            llama().llama_sampler_accept(sampler._grammar, tokens[byte])
+        return {byte for byte, token in tokens.items() if sampler._allowed(token)}
+
+
+def test_a_string_holds_only_characters_of_unicode(context: Context) -> None:
+    """Table 3-7 of the Unicode standard: no surrogates, nothing beyond U+10FFFF, no bytes F5 to FF."""
+    ascii_ones = {*range(0x20, 0x7F)}
+    assert allowed_after(context, b'"') == ascii_ones | {*range(0xC2, 0xF5)}
+    assert allowed_after(context, b'"\xc2') == {*range(0x80, 0xC0)}
+    assert allowed_after(context, b'"\xed') == {*range(0x80, 0xA0)}  # up to U+D7FF
+    assert allowed_after(context, b'"\xee') == {*range(0x80, 0xC0)}  # from U+E000
+    assert allowed_after(context, b'"\xf4') == {*range(0x80, 0x90)}  # up to U+10FFFF
 
 
 @pytest.mark.parametrize(
