@@ -28,10 +28,11 @@ import json, resource, sys
 from pathlib import Path
 import numpy as np
 from qvl.runtime import load
-text, mmproj, n_ctx, width, height = *sys.argv[1:3], *map(int, sys.argv[3:])
+text_file, mmproj, n_ctx, width, height = *sys.argv[1:3], *map(int, sys.argv[3:])
 picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-with load(text, mmproj, device="cpu", n_ctx=n_ctx) as model:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+with load(text_file, mmproj, device="cpu", n_ctx=n_ctx) as model:
+    text = "What is this?" + " 1" * (n_ctx // 8)  # two tokens each: a batch is full, as it is planned
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
     model.generate([{"role": "user", "content": content}], max_tokens=4, temperature=0.0).result()
 status = Path("/proc/self/status")
 if status.exists():  # Linux counts the process that started this one into ru_maxrss
