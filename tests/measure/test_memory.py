@@ -104,7 +104,8 @@ def test_parts_add_up(tiny_model: Converted) -> None:
     files = ModelFiles(tiny_model.text, tiny_model.mmproj)
     small, large = (predict_memory(files, n_ctx=n, image_size=(280, 280)) for n in (512, 1024))
     assert large.text.kv_cache == 2 * small.text.kv_cache
-    assert large.total > small.total > small.model > small.text.weights
+    # `total` has what this process has resident at the moment, which changes from one call to the next
+    assert large.model > small.model > small.text.weights and small.total > small.model
     assert small.image_tokens == 100
     picture = predict_memory(files, n_ctx=512, image_size=(1001, 499))
     assert picture.image_size == (1008, 504)
