@@ -14,7 +14,6 @@ from typing import Any
 import uvicorn
 
 from qvl.runtime import load
-from qvl.runtime.engine.engine import Engine
 from qvl.runtime.serve.app import attach, build
 from qvl.runtime.serve.options import ServeOptions
 from qvl.runtime.serve.state import State
@@ -50,17 +49,17 @@ def running(n_ctx: int = 4096, path: Path | None = None, **options: Any) -> Iter
         while not server.started:
             time.sleep(0.01)
         found = Running(f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.qvl)
-        step = Engine.step
+        worker = app.state.qvl.worker
+        step = worker._engine.step
 
-        def slowed(engine: Engine, *args: Any) -> Any:
+        def slowed(*args: Any) -> Any:
             time.sleep(found.pause)
-            return step(engine, *args)
+            return step(*args)
 
-        Engine.step = slowed  # type: ignore[method-assign]
+        worker._engine.step = slowed  # of this server alone: several may run in one process
         try:
             yield found
         finally:
-            Engine.step = step  # type: ignore[method-assign]
             server.should_exit = True
             thread.join(15)
             assert not thread.is_alive()
