@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -74,6 +76,24 @@ def attach(app: FastAPI, model: Model, name: str) -> None:
     state.worker = Worker(Engine(context, model.store), parallel, state.options.queue)
 
 
+def _listening(options: ServeOptions) -> socket.socket:
+    """A socket on the address; from now on who connects waits, rather than being refused.
+
+    Raises:
+        OSError: the address is in use, not this machine's, or not to be had.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    try:
+        if os.name == "posix":  # on Windows it would let two programs share the port
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((options.host, options.port))
+        found.listen()
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
 def serve(
     options: ServeOptions,
     load: Callable[[], tuple[Model, str]],
@@ -116,8 +136,7 @@ def serve(
             failed(e)
             server.should_exit = True
 
-    sockets = [server.config.bind_socket()]
-    sockets[0].listen()  # from now on who connects waits, rather than being refused
+    sockets = [_listening(options)]
     host = f"[{options.host}]" if ":" in options.host else options.host
     announce(f"http://{host}:{sockets[0].getsockname()[1]}/")
     thread = threading.Thread(target=work, name="qvl-load", daemon=True)

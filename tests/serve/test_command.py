@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,3 +62,13 @@ def test_what_cannot_be_served_is_said(arguments: tuple[str, ...], said: str) ->
     with start(*arguments) as process:
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1 and said in err and "Traceback" not in err
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with start("--port", str(taken.getsockname()[1])) as process:
+            out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and not out
+    assert "in use" in err and "--port" in err and "Traceback" not in err
