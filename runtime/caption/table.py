@@ -150,7 +150,7 @@ def scan(path: Path, file: BinaryIO, table: Table) -> Iterator[Line]:
     bare = head.removeprefix(codecs.BOM_UTF8)  # as editors and spreadsheets put it there
     if table.header:
         if bare.rstrip(b"\r\n") != table.header.rstrip(b"\n"):
-            if table.header.startswith(bare):  # torn while the file was begun
+            if table.header.startswith(bare.rstrip(b"\0")):  # torn while the file was begun
                 return
             raise FormatError(
                 f"{path}: the header is not that of captions", hint="choose another name with -o"

@@ -56,6 +56,8 @@ def test_a_file_torn_anywhere_gives_its_whole_records(
 @given(TABLES, RECORDS)
 def test_the_zeros_of_a_power_cut_are_a_torn_end(table: Table, record: Record) -> None:
     assert read(table, table.header + table.encode(record) + bytes(100)) == [record]
+    for length in range(len(table.header)):  # while the file was begun
+        assert read(table, table.header[:length] + bytes(40)) == []
 
 
 @pytest.mark.parametrize("table", [Jsonl(), Csv()])
