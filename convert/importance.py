@@ -1,7 +1,8 @@
-"""An importance matrix for a conversion: which tensors have one, and which cannot do without."""
+"""Importance matrices in a conversion: checked against the tensors to write and the types that need one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +26,13 @@ _HINT: Final = "`imatrix` takes what qvl imatrix makes of pictures and text"
 
 @dataclass(frozen=True)
 class Importance:
-    """What a conversion weighs errors by.
+    """Weights of the quantization error, by tensor name.
 
     Attributes:
-        values: float32 [n_per_row] by tensor name.
-        products: float32 [n_per_row / 256, 256, 256] by tensor name, for those that have them.
-        metadata: what llama-quantize notes in a file that was made with one.
-        warnings: tensors that will be quantized without.
+        values: float32 [n_per_row], or [n_experts, n_per_row] for a stack of experts.
+        products: float32 [n_per_row / 256, 256, 256], for tensors that have them.
+        metadata: keys that llama-quantize writes into files made with an importance matrix.
+        warnings: tensors that are quantized without one.
     """
 
     values: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class Importance:
 
 
 def load_importance(path: str | Path | None, plans: Sequence[tuple[str, Sequence[Planned]]]) -> Importance:
-    """Read an importance matrix and hold it against what will be written.
+    """Read an importance matrix and check it against the tensors to write.
 
     Args:
         path: a file, or None for no calibration.
@@ -52,8 +53,10 @@ def load_importance(path: str | Path | None, plans: Sequence[tuple[str, Sequence
         InputError: it belongs to another model, or a type needs statistics that are not there.
     """
     found = None if path is None else read_imatrix(Path(path).expanduser())
-    values = {} if found is None else found.importance()
-    missing = [p for name, plan in plans for p in plan if p.type not in FLOATS and _missing(p, values, path)]
+    values = {} if found is None else _fitted(found.importance(), plans, path)
+    missing = [
+        p for name, plan in plans for p in plan if p.type not in FLOATS and p.tensor.name not in values
+    ]
     for name, plan in plans:
         for planned in plan:
             if planned.tensor.name not in values and _needs(planned.type, name, planned.tensor.name):
@@ -75,14 +78,28 @@ def load_importance(path: str | Path | None, plans: Sequence[tuple[str, Sequence
     return Importance(values, products, metadata, tuple(_warnings(missing)))
 
 
-def _missing(planned: Planned, values: Mapping[str, npt.NDArray[np.float32]], path: object) -> bool:
-    held = values.get(planned.tensor.name)
-    if held is not None and len(held) != planned.tensor.n_per_row:
-        raise InputError(
-            f"{path}: {planned.tensor.name} has {len(held)} columns, expected {planned.tensor.n_per_row}",
-            hint="this importance matrix was made with another model",
-        )
-    return held is None
+def _fitted(
+    values: Mapping[str, npt.NDArray[np.float32]],
+    plans: Sequence[tuple[str, Sequence[Planned]]],
+    path: object,
+) -> Mapping[str, npt.NDArray[np.float32]]:
+    """The values in the shape of their tensors: a stack of experts has a row for each.
+
+    Raises:
+        InputError: a tensor that will be quantized has another shape.
+    """
+    fitted = dict(values)
+    for planned in (p for _, plan in plans for p in plan if p.type not in FLOATS and p.tensor.name in values):
+        tensor, held = planned.tensor, values[planned.tensor.name]
+        shape = (*tensor.shape[:-2], tensor.n_per_row)
+        if held.size != math.prod(shape):
+            found, wanted = ("x".join(map(str, s)) for s in (held.shape, shape))
+            raise InputError(
+                f"{path}: {tensor.name} has {found} columns, expected {wanted}",
+                hint="this importance matrix was made with another model",
+            )
+        fitted[tensor.name] = held.reshape(shape)
+    return fitted
 
 
 def _needs(kind: Type, file_type: str, name: str) -> bool:

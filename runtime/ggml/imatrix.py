@@ -1,17 +1,16 @@
 """Importance matrices: for each column of a weight matrix, how large its input is on real prompts.
 
 A quantizer weighs the errors of a row by these. The file is llama.cpp's GGUF form (tools/imatrix, and
-common/imatrix-loader.cpp which reads it): of each matrix `NAME.in_sum2`, the sums of its inputs' squares,
-and `NAME.counts`, how many inputs were summed.
+common/imatrix-loader.cpp which reads it): for each matrix `NAME.in_sum2`, the sums of its inputs' squares,
+and `NAME.counts`, the number of inputs summed. A stack of experts has a row of each for every expert.
 
-Ours carries one thing more, which llama.cpp's loader passes over: `NAME.in_products`, the sums of the
-products of any two inputs in one block of 256, the block of the K-quants. With these one weight's error can
-be made good by the next (qvl.convert.feedback).
+Our files also hold `NAME.in_products`, which llama.cpp's loader ignores: the sums of products of any two
+inputs within one block of 256, the block of the K-quants. qvl.convert.feedback uses them to compensate the
+rounding error of one weight in the weights after it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,17 +33,17 @@ _HINT: Final = "make one with qvl imatrix, or with llama-imatrix --output-format
 
 @dataclass(frozen=True)
 class Entry:
-    """Statistics of one matrix's input.
+    """Statistics of the inputs of one matrix, or of a stack of experts.
 
     Attributes:
-        sums: float64 [n_in], sums of squares.
-        count: inputs summed.
+        sums: float64 [n_in] or [n_experts, n_in], sums of squares.
+        count: inputs summed; int64 [n_experts] for a stack, 0 for an expert that no token was routed to.
         products: float32 [n_in / BLOCK, BLOCK, BLOCK], sums of products within each block; None where they
-            were not counted, or n_in is no multiple.
+            were not counted, for experts, and where n_in is not a multiple of BLOCK.
     """
 
     sums: NDArray[np.float64]
-    count: int
+    count: int | NDArray[np.int64]
     products: NDArray[np.float32] | None = None
 
     def __add__(self, other: Entry) -> Entry:
@@ -52,21 +51,21 @@ class Entry:
         return Entry(self.sums + other.sums, self.count + other.count, both)
 
     def __truediv__(self, scale: float) -> Entry:
-        """What inputs would have given that are smaller by the square root of `scale`."""
+        """Statistics of the same inputs divided by the square root of `scale`."""
         products = None if self.products is None else self.products / np.float32(scale)
         return Entry(self.sums / scale, self.count, products)
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """A file's content.
+    """Contents of an importance matrix file.
 
     Attributes:
         entries: by the name of the weight.
-        datasets: what was run, for people.
-        chunks: how many prompts, or pieces of text.
+        datasets: names of the calibration data, for people.
+        chunks: number of prompts, or pieces of text.
         chunk_size: tokens of a piece of text.
-        extra: other metadata, of strings and numbers.
+        extra: other metadata, strings and numbers.
     """
 
     entries: Mapping[str, Entry]
@@ -76,17 +75,27 @@ class Imatrix:
     extra: Mapping[str, str | int] = field(default_factory=dict)
 
     def importance(self) -> dict[str, NDArray[np.float32]]:
-        """Mean squares by name, float32 [n_in], computed as llama-quantize does; ones where nothing ran."""
-        return {
-            name: (entry.sums.astype(np.float32) / np.float32(entry.count))
-            if entry.count
-            else np.ones(len(entry.sums), np.float32)
-            for name, entry in self.entries.items()
-        }
+        """Mean squares by name, float32 [n_in] or [n_experts, n_in], as llama-quantize computes them.
+
+        An expert (or matrix) without inputs has ones (tools/quantize/quantize.cpp, `load_imatrix`).
+        """
+        return {name: _mean_squares(entry) for name, entry in self.entries.items()}
+
+    @property
+    def partial(self) -> dict[str, float]:
+        """Share of experts that saw inputs, for the stacks in which some saw none."""
+        shares = {name: float(np.mean(np.asarray(entry.count) > 0)) for name, entry in self.entries.items()}
+        return {name: share for name, share in shares.items() if share < 1}
+
+
+def _mean_squares(entry: Entry) -> NDArray[np.float32]:
+    counts = np.asarray(entry.count, np.float32)[..., None]
+    ones = np.ones(entry.sums.shape, np.float32)
+    return np.divide(entry.sums.astype(np.float32), counts, out=ones, where=counts > 0)
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:
-    """Write the file, all of it or nothing.
+    """Write the file atomically.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -102,7 +111,8 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]
         rows = None if entry.products is None else entry.products.reshape(-1, BLOCK)
-        parts = ((SUMS, entry.sums), (COUNTS, np.array([entry.count])), (PRODUCTS, rows))
+        counts = np.reshape(entry.count, (-1, 1)) if np.ndim(entry.count) else np.array([entry.count])
+        parts = ((SUMS, entry.sums), (COUNTS, counts), (PRODUCTS, rows))
         for suffix, values in parts:
             if values is None:
                 continue
@@ -113,7 +123,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
 
 
 def read_imatrix(path: str | Path) -> Imatrix:
-    """Read a file of `qvl imatrix` or llama-imatrix; products stay in it until they are looked at.
+    """Read a file of `qvl imatrix` or llama-imatrix; products are mapped, not read.
 
     Raises:
         GGUFError: damaged, another kind of file (llama.cpp's old .dat form too), values that are not
@@ -131,15 +141,11 @@ def read_imatrix(path: str | Path) -> Imatrix:
     entries = {}
     for name in sorted(names):
         sums, counts = (_values(file.path, file.tensors[name + suffix]) for suffix in (SUMS, COUNTS))
-        if len(counts) != 1:
-            raise GGUFError(
-                f"{path}: {name} is counted {len(counts)} times, expected once",
-                hint="this matrix is of a mixture of experts, which Qwen2-VL is not",
-            )
-        if not np.isfinite(sums).all() or sums.min() < 0 or not 0 <= counts[0] < math.inf:
+        if len(sums) == 0 or len(counts) == 0 or len(sums) % len(counts):
+            raise GGUFError(f"{path}: {name} has {len(sums)} sums for {len(counts)} counts", hint=_HINT)
+        if not (_are_sums(sums) and _are_sums(counts)):
             raise GGUFError(f"{path}: {name} has sums that are negative or not finite", hint=_HINT)
-        products = _products(file.path, file.tensors.get(name + PRODUCTS), len(sums))
-        entries[name] = Entry(sums.astype(np.float64), int(counts[0]), products)
+        entries[name] = _entry(file, name, sums.astype(np.float64), np.rint(counts).astype(np.int64))
     return Imatrix(
         entries,
         tuple(_field(file, DATASETS, list, [])),
@@ -149,8 +155,18 @@ def read_imatrix(path: str | Path) -> Imatrix:
     )
 
 
+def _are_sums(values: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(values).all() and values.min() >= 0)
+
+
+def _entry(file: GGUFFile, name: str, sums: NDArray[np.float64], counts: NDArray[np.int64]) -> Entry:
+    if len(counts) > 1:
+        return Entry(sums.reshape(len(counts), -1), counts)
+    return Entry(sums, int(counts[0]), _products(file.path, file.tensors.get(name + PRODUCTS), len(sums)))
+
+
 def _field(file: GGUFFile, key: str, kinds: Any, default: Any) -> Any:
-    """A value of the header that has one of the kinds; of a list, strings."""
+    """A value of the header, checked for its kind; lists must hold strings."""
     value = file.metadata.get(key, default)
     whole = not isinstance(value, list) or all(isinstance(item, str) for item in value)
     if not isinstance(value, kinds) or isinstance(value, bool) or not whole:

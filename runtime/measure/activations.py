@@ -1,14 +1,15 @@
-"""Sums of squares of every matrix product's input, and of products of two, while a model runs.
+"""Sums of squares and of pairwise products of every matrix multiplication's input, while a model runs.
 
-What llama.cpp's tools/imatrix collects (`IMatrixCollector::collect_imatrix`), for the decoder and for the
-image encoder alike. Small batches count too: a question after a picture is a small batch.
+The statistics of llama.cpp's tools/imatrix (`IMatrixCollector::collect_imatrix`), for the decoder and for the
+image encoder. Inputs of experts are counted by the expert that a token was routed to. Unlike upstream's,
+batches under 16 tokens count too: a question after a picture is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.imatrix import BLOCK, Entry
 
+_Number = TypeVar("_Number", np.float32, np.int32)
 _PRODUCT: Final = b"MUL_MAT"
-_LOOKED_UP: Final = "token_embd.weight"  # where this is the head too, its weights must be right by themselves
+_ROUTED: Final = b"MUL_MAT_ID"  # each token by the matrices of its experts
+_LOOKED_UP: Final = "token_embd.weight"  # its rows are read as they are, so that no error may be compensated
 
 
 class InputSums:
@@ -25,11 +28,15 @@ class InputSums:
 
     Attributes:
         entries: by the weight's name, as the graph has it.
-        paused: see nothing for now.
+        paused: ignore all nodes.
     """
 
     def __init__(self, kept: Callable[[str], bool], *, products: bool = True) -> None:
-        """kept: which weights, by name. products: of two inputs in one block of 256 too."""
+        """
+        Args:
+            kept: tells by name which weights to observe.
+            products: add up products of two inputs in one block of 256 too.
+        """
         self.entries: dict[str, Entry] = {}
         self.paused = False
         self._with_products = products
@@ -39,21 +46,25 @@ class InputSums:
         if self.paused:
             return False
         struct = ggml.tensor(node)
-        if not _is_product(struct.op, node) or ggml.tensor(struct.src[1]).type != ggml.Type.F32:
+        if not _operation(struct.op, node) or ggml.tensor(struct.src[1]).type != ggml.Type.F32:
             return False
         return self._kept(_name(struct.src[0]))
 
     def flush(self) -> dict[str, Entry]:
-        """What has been added up, which begins anew."""
+        """Return the sums so far and start again from zero."""
         entries, self.entries = self.entries, {}
         return entries
 
     def take(self, node: int) -> None:
-        source = ggml.tensor(node).src
-        name, values = _name(source[0]), _rows(source[1])
+        struct = ggml.tensor(node)
+        name, values = _name(struct.src[0]), _array(struct.src[1], np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("ij,ij->j", values, values).astype(np.float64)
-            entry = Entry(squares, len(values), self._products(values) if name != _LOOKED_UP else None)
+            if _operation(struct.op, node) == _ROUTED:
+                n_experts = ggml.tensor(struct.src[0]).ne[2]
+                entry = by_expert(values[0], _array(struct.src[2], np.int32)[0, 0], n_experts)
+            else:
+                rows = values.reshape(-1, values.shape[-1])
+                entry = Entry(_squares(rows), len(rows), self._products(rows) if name != _LOOKED_UP else None)
         self.entries[name] = self.entries[name] + entry if name in self.entries else entry
 
     def _products(self, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
@@ -62,6 +73,20 @@ class InputSums:
             return None
         blocks = values.reshape(n_rows, -1, BLOCK).transpose(1, 0, 2)
         return blocks.transpose(0, 2, 1) @ blocks
+
+
+def by_expert(values: NDArray[np.float32], ids: NDArray[np.int32], n_experts: int) -> Entry:
+    """Statistics of routed inputs, one row for each expert.
+
+    Args:
+        values: [n_tokens, 1 or n_used, n_in]; an input for each token (gate, up) or expert used (down).
+        ids: [n_tokens, n_used], experts in [0, n_experts).
+    """
+    rows = np.broadcast_to(values, (*ids.shape, values.shape[-1]))
+    sums = np.zeros((n_experts, values.shape[-1]))
+    for expert in np.unique(ids):
+        sums[expert] = _squares(rows[ids == expert])
+    return Entry(sums, np.bincount(ids.ravel(), minlength=n_experts).astype(np.int64))
 
 
 def in_decoder(name: str) -> bool:
@@ -95,13 +120,15 @@ def as_stored(
     return result
 
 
-_codes: Final[dict[int, bool]] = {}
+_names: Final[dict[int, bytes]] = {}
 
 
-def _is_product(op: int, node: int) -> bool:
-    if op not in _codes:
-        _codes[op] = ggml.lib().ggml_op_desc(node) == _PRODUCT
-    return _codes[op]
+def _operation(op: int, node: int) -> bytes:
+    """Name of a node's operation if it multiplies by weights, else b""."""
+    if op not in _names:
+        name: bytes = ggml.lib().ggml_op_desc(node)
+        _names[op] = name if name in (_PRODUCT, _ROUTED) else b""
+    return _names[op]
 
 
 def _name(tensor: int) -> str:
@@ -110,11 +137,14 @@ def _name(tensor: int) -> str:
     return name.split("#")[1] if name.count("#") >= 2 else name
 
 
-def _rows(pointer: int) -> NDArray[np.float32]:
-    """A tensor's values as [rows, columns], whatever its strides and wherever it lies."""
+def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    sums: NDArray[np.float32] = np.einsum("ij,ij->j", rows, rows)
+    return sums.astype(np.float64)
+
+
+def _array(pointer: int, dtype: type[_Number]) -> NDArray[_Number]:
+    """A tensor's values in its four dimensions, last one first, whatever its strides and its device."""
     struct = ggml.tensor(pointer)
     data = np.empty(ggml.lib().ggml_nbytes(pointer), np.uint8)
     ggml.lib().ggml_backend_tensor_get(pointer, data.ctypes.data, 0, data.nbytes)
-    shape, strides = tuple(reversed(struct.ne)), tuple(reversed(struct.nb))
-    values = np.ndarray(shape, np.float32, data.data, strides=strides)
-    return values.reshape(-1, shape[-1])
+    return np.ndarray(tuple(reversed(struct.ne)), dtype, data.data, strides=tuple(reversed(struct.nb)))

@@ -1,10 +1,10 @@
-"""Making an importance matrix: a model runs on pictures and text, and its activations are added up.
+"""Importance matrices: a model runs on pictures and text, and the squares of its activations are summed.
 
-For a picture, the model first replies; then picture, question and reply run once more through everything,
+For a picture, the model first replies; then picture, question and reply run once more through both networks
 and are counted. Text runs in pieces of some hundred tokens, as with llama-imatrix.
 
-The file is whole at any time: it is written anew every few prompts, and knows how many it has seen, so that
-a run that was stopped goes on where it was.
+The file is rewritten every few prompts together with the number of prompts done, so that an interrupted run
+can be resumed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _PLAN, _DONE = "qvl.imatrix.plan", "qvl.imatrix.prompts_done"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run.
+    """Calibration data and settings.
 
     Attributes:
         samples: pictures and questions.
-        text: tokens are counted in pieces of `chunk`.
+        text: is run in pieces of `chunk` tokens.
         reply_tokens: longest reply to a sample; 0 counts the question alone.
         head: count the inputs of the output matrix too.
-        products: count products of two inputs too: a kilobyte for each input of a matrix.
+        products: count products of two inputs too (a kilobyte for each input of a matrix; not for experts).
     """
 
     samples: tuple[Sample, ...] = ()
@@ -70,15 +70,16 @@ def calibrate(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Imatrix:
-    """Run a plan and write its importance matrix; if it was stopped before, run the rest of it.
+    """Run a plan and write its importance matrix; resume it if it was interrupted before.
 
     Args:
         files: the model, best in f16 or bf16.
         out: the file to write, or to continue.
         save_every: prompts between two writes.
-        force: begin anew, whatever is there.
-        warn: told of each picture that cannot be read, which is left out.
-        progress: may raise, which stops; what is done until then is in the file.
+        force: start over and overwrite the file.
+        warn: called for each picture that cannot be read and is left out, and once at the end for experts
+            that no token was routed to.
+        progress: may raise to stop; the file then holds the prompts done so far.
 
     Raises:
         InputError: nothing to run, or a prompt that does not fit n_ctx.
@@ -113,20 +114,26 @@ def calibrate(
                 write_imatrix(out, state)
     if not state.entries:
         raise ImageError(f"none of {len(plan.samples)} pictures can be read", hint="name others")
+    if state.partial and warn is not None:
+        name, share = min(state.partial.items(), key=lambda item: item[1])
+        warn(
+            f"{len(state.partial)} stacks of experts have some without data, which are quantized with equal "
+            f"weights; worst is {name} with data on {share:.0%}: more prompts reach more experts"
+        )
     return state
 
 
 def _run(
     pair: Pair, sums: InputSums, plan: Plan, pieces: Sequence[Sequence[int]], skip: int
 ) -> Iterator[tuple[str, Mapping[str, Entry] | ImageError]]:
-    """Each prompt's name and what it added, or why its picture cannot be read."""
+    """Yield each prompt's name with its statistics, or with the error of a picture that cannot be read."""
     seen = InputSums(in_encoder, products=plan.products)
     if pair.vision is not None:
         pair.vision.observer = seen
     for sample in plan.samples[skip:]:
         try:
             question = pair.read(sample)
-        except ImageError as error:  # one bad picture costs one picture
+        except ImageError as error:
             yield sample.name, error
             continue
         vectors = pair.encode(question)
@@ -184,7 +191,7 @@ def _pieces(tokens: Sequence[int], chunk: int) -> list[list[int]]:
 
 
 def _digest(files: ModelFiles, plan: Plan) -> str:
-    """What must be the same for a run to go on: the model, the prompts, the settings."""
+    """Hash of the model, the prompts and the settings, which must be equal to resume a run."""
     digest = hashlib.blake2b(digest_size=16)
     for path in (files.text, files.mmproj):
         digest.update(f"{path and (path.name, path.stat().st_size)}\n".encode())

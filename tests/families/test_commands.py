@@ -195,6 +195,7 @@ def test_imatrix(model: Made, two: Path, tmp_path: Path) -> None:
     names = {tensor.name for tensor in GGUFReader(counts).tensors}
     assert any(name.startswith("v.blk.0.ffn_down.weight") for name in names)
     assert any(name.startswith("blk.0.attn_q.weight") for name in names)
+    assert ("blk.0.ffn_down_exps.weight.in_sum2" in names) == (model.name == "qwen3_vl_moe")
 
 
 def test_bench(model: Made) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.gguf_bytes import tensor_bytes
+from support.peers import run_peer
 
 from qvl.cli.main import run
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import Cancelled, InputError, OutputError
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Imatrix, read_imatrix, write_imatrix
-from qvl.runtime.ggml.library import directory
 from qvl.runtime.measure.calibrate import Plan, calibrate
 from qvl.runtime.measure.pair import Pair
 from qvl.runtime.measure.samples import Sample
@@ -136,19 +134,6 @@ def test_from_the_command_line_to_the_files(
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     assert run(["imatrix", "--text", str(tmp_path / "bad.txt"), "-o", str(out)]) == 1
     assert "not a text in UTF-8 (byte 0)" in capsys.readouterr().err
-
-
-def run_peer(name: str, *arguments: object) -> str:
-    """Run a program of benchmarks/peers.sh, on the libraries that are installed; what it says."""
-    root = Path(os.environ.get("PEERS_DIR", Path.home() / ".cache/qvl/peers"))
-    found = sorted(root.glob(f"*/build/bin/{name}"))
-    if not found:
-        pytest.skip(f"no {name}: benchmarks/peers.sh builds it")
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(directory())}
-    command = [str(found[-1]), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
 
 
 def test_llama_quantize_reads_the_decoders_part(
