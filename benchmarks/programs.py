@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime import load
-from qvl.runtime.detail.pace import read_seconds
 from qvl.runtime.llama.binding import import_part
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.llama.repack import Optimize
-from qvl.runtime.measure.speed import write_seconds
+from qvl.runtime.measure.speed import read_seconds, write_seconds
 from qvl.runtime.model import Model
 
 READ, WRITE = 512, 32  # tokens

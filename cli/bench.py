@@ -14,9 +14,8 @@ from qvl.cli.output import Output, format_table, human_bytes, human_seconds
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from qvl.runtime.detail.pace import Size
     from qvl.runtime.measure.machine import Machine
-    from qvl.runtime.measure.speed import Speed, Timing
+    from qvl.runtime.measure.speed import Size, Speed, Timing
     from qvl.runtime.model import Model
 
 _N_CTX: Final = 4096
@@ -53,7 +52,7 @@ def bench(
     """
     pictures = [parse_size(size) for size in sizes.split(",") if size.strip()]
     from qvl.cli.engine import open_model
-    from qvl.runtime.detail.pace import keep_pace
+    from qvl.runtime.detail.throughput import keep_throughput
     from qvl.runtime.measure.machine import describe_machine
     from qvl.runtime.measure.speed import measure
 
@@ -71,8 +70,8 @@ def bench(
                 progress=bar,
             )
         subject = Subject.of(loaded, load_seconds)
-        if pace := speed.pace:
-            keep_pace(loaded, pace)
+        if throughput := speed.throughput:
+            keep_throughput(loaded, throughput)
     if json:
         out.json(as_json(subject, describe_machine(), speed), indent=2)
     else:

@@ -74,7 +74,7 @@ def chat(
     from qvl.cli.chat import drawing, sessions
     from qvl.cli.chat.asked import gather
     from qvl.cli.chat.conversation import Conversation
-    from qvl.cli.chat.detail import Looking, looked_at_whole
+    from qvl.cli.chat.detail import DetailPolicy, kept_whole
     from qvl.cli.chat.repl import Repl
     from qvl.cli.engine import open_model
     from qvl.cli.inputs import read_schema_option, refuse_stdout
@@ -91,13 +91,12 @@ def chat(
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema_option(schema)
     detail = image_detail or (None if model.min_pixels or model.max_pixels else "auto")
-    ahead = partial(looked_at_whole, attachments, detail) if attachments else None
+    ahead = partial(kept_whole, attachments, detail) if attachments else None
     with open_model(model, out, use_cache=not no_cache, ahead=ahead) as loaded:
         conversation = Conversation(
             loaded, sampling, system, grammar, number_images=number_images, on_drop=partial(_say_dropped, out)
         )
-        looking = Looking(loaded, detail, out, fps)
-        repl = Repl(conversation, out, looking, as_json=json, draw_to=draw)
+        repl = Repl(conversation, out, DetailPolicy(loaded, detail, fps), as_json=json, draw_to=draw)
         if saved:
             repl.restore(saved, sampling)
             conversation.set_system(saved.system if system is None else system)

@@ -1,4 +1,4 @@
-"""How large pictures are looked at in a chat, and what that costs."""
+"""Detail of the pictures and videos of a chat: bounds of their size, and what they cost."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from qvl.cli.chat.attachments import Attachment
-from qvl.cli.output import Output, format_table, human_seconds
-from qvl.runtime.detail.cost import LOW_TOKENS, Cost, Detail, cost, max_pixels, seconds
+from qvl.cli.output import format_table, human_seconds
+from qvl.runtime.detail.bounds import LOW_TOKENS, Bounds, Detail
+from qvl.runtime.detail.cost import Cost
+from qvl.runtime.detail.estimator import Estimator
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.vision.preprocess import Preprocessor
 from qvl.runtime.vision.size import size_of
@@ -18,17 +20,16 @@ from qvl.runtime.vision.video import FRAME_FACTOR, VideoPlan, plan_video
 from qvl.runtime.vision.video_options import VideoOptions
 
 if TYPE_CHECKING:
-    from qvl.runtime.detail.cost import Pace
     from qvl.runtime.model import Model
     from qvl.runtime.vision.encoder import VisionEncoder
 
-_HEADER: Final = ("--image-detail", "--max-pixels", "looked at as", "tokens", "about")
+_HEADER: Final = ("--image-detail", "--max-pixels", "resized to", "tokens", "about")
 
 
-def looked_at_whole(
+def kept_whole(
     attachments: Sequence[Attachment], detail: Detail | None, vision: VisionEncoder
 ) -> list[VisionChunk]:
-    """The pictures that `Looking` will not shrink, as is known before the pace of the machine is.
+    """The pictures that `DetailPolicy` does not shrink, found without the text model.
 
     Raises:
         ImageError: one cannot be read.
@@ -45,67 +46,61 @@ def _is_small(preprocessor: Preprocessor, path: Path) -> bool:
     return preprocessor.n_tokens(height, width) <= LOW_TOKENS
 
 
-@dataclass(frozen=True)
-class Looking:
-    """Says how to look at each picture and video that is attached.
+@dataclass(frozen=True, eq=False)
+class DetailPolicy:
+    """Bounds each picture and video that is attached, and describes its cost.
 
     Attributes:
         detail: None keeps to the bounds that the model was opened with.
-        fps: frames of a video to look at a second; None is the usual two.
+        fps: frames to sample from a second of video; None is the family's own rate.
     """
 
     model: Model
     detail: Detail | None
-    out: Output
     fps: float | None = None
-    _known: dict[str, Pace] = field(default_factory=dict, repr=False)
+    estimator: Estimator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.model.vision.on_encoded = self._refine
-
-    def __hash__(self) -> int:
-        return id(self)
+        estimator = Estimator(self.model, n_ctx=self.model.n_ctx, refine=True)
+        object.__setattr__(self, "estimator", estimator)
 
     def bounded(self, attachment: Attachment) -> Attachment:
-        """The attachment with the area to look at, where the detail asks for less than there is.
+        """The attachment with the options that keep it within the bounds; unchanged where it is.
 
         Raises:
             ImageError, VideoError: it cannot be read.
         """
         if attachment.kind == "video":
             return self._bounded_video(attachment)
-        if self.detail is None:
-            return attachment
-        preprocessor = self.model.vision.preprocessor
-        if _is_small(preprocessor, attachment.path):
+        own = self.model.vision.preprocessor
+        if self.detail is None or _is_small(own, attachment.path):
             return attachment
         width, height = size_of(attachment.path)
-        bound = self.max_pixels(self.detail)
-        tall, wide = preprocessor.size(height, width)
+        tall, wide = own.size(height, width)
+        bound = self._max_pixels(self.detail)
         if tall * wide <= bound:
             return attachment
         return replace(attachment, options=(*attachment.options, ("max_pixels", bound)))
 
+    def _max_pixels(self, detail: Detail) -> int:
+        return self.estimator.preprocessor(Bounds(detail=detail)).max_pixels
+
     def _bounded_video(self, attachment: Attachment) -> Attachment:
-        """With the rate, and, unless all there is should be seen, at most half the context filled."""
+        """With the rate, and unless the detail is high, within half of the context."""
         if self.fps is not None:
             attachment = replace(attachment, options=(*attachment.options, ("fps", self.fps)))
         room = self.model.n_ctx // 2
         whole = self._plan(attachment)
-        if self.detail in (None, "high") or self._n_tokens(whole) <= room:
+        if self.detail in (None, "high") or self.estimator.video(whole).tokens <= room:
             return attachment
-        smaller = replace(
-            attachment,
-            options=(*attachment.options, ("total_pixels", room * self.model.vision.preprocessor.factor**2)),
-        )
-        tokens = self._n_tokens(self._plan(smaller))
+        preprocessor = self.model.vision.preprocessor
+        total = ("total_pixels", room * preprocessor.factor**2)
+        smaller = replace(attachment, options=(*attachment.options, total))
+        tokens = self.estimator.video(self._plan(smaller)).tokens
         if tokens <= room:
             return smaller
         frames = max(FRAME_FACTOR, whole.n_frames * room // tokens // FRAME_FACTOR * FRAME_FACTOR)
-        few = (
-            ("max_frames", frames),
-            ("min_frames", min(frames, self.model.vision.preprocessor.sampling.min_frames)),
-        )
+        few = (("max_frames", frames), ("min_frames", min(frames, preprocessor.sampling.min_frames)))
         return replace(smaller, options=(*smaller.options, *few))
 
     def _plan(self, attachment: Attachment) -> VideoPlan:
@@ -113,58 +108,28 @@ class Looking:
         options = preprocessor.sampling.given(attachment.options)
         return _plan(path, path.stat().st_mtime_ns, preprocessor, options)
 
-    def _n_tokens(self, plan: VideoPlan) -> int:
-        height, width = plan.size
-        return -(-plan.n_frames // FRAME_FACTOR) * (
-            height * width // self.model.vision.preprocessor.factor**2
-        )
-
     def is_shrunk(self, attachment: Attachment) -> bool:
-        """Whether it will be seen in less detail than there is."""
+        """Whether it is bounded below its full size."""
         return any(name in ("max_pixels", "total_pixels") for name, _ in attachment.options)
 
-    def max_pixels(self, detail: Detail) -> int:
-        """The area that a detail stands for with this model, here."""
-        vision = self.model.vision
-        pace = self.pace if detail == "auto" else None
-        return max_pixels(detail, vision.preprocessor, vision.config, pace, n_ctx=self.model.n_ctx)
+    def describe(self, attachment: Attachment) -> str:
+        """Size and cost of a picture or video, and its cost in full where it is shrunk.
 
-    @property
-    def pace(self) -> Pace:
-        """How fast this machine is with the model: kept or estimated, refined by each real encoding."""
-        if "pace" not in self._known:
-            from qvl.runtime.detail.pace import known_pace
-
-            self._known["pace"] = known_pace(self.model)
-        return self._known["pace"]
-
-    def _refine(self, patches: int, seconds: float) -> None:
-        from qvl.runtime.detail.pace import keep_pace, refined
-
-        before = self.pace
-        pace = self._known["pace"] = refined(before, self.model.vision.config, patches, seconds)
-        change = pace.encode_seconds / before.encode_seconds
-        if pace.measured and (not before.measured or not 0.9 < change < 1.1):
-            keep_pace(self.model, pace)
-
-    def words(self, attachment: Attachment) -> str:
-        """What a picture or video costs, and what it would in full.
-
-        "(4032 x 3024, looked at as 812 x 616: 638 tokens, about 9 s; in full 15552 tokens, about 11 min)"
+        "(4032 x 3024, resized to 812 x 616: 638 tokens, about 9 s; in full 15552 tokens, about 11 min)"
         "(12 s, 24 frames of 364 x 196: 1092 tokens, about 8 s)"
         """
         if attachment.kind == "video":
-            return self._words_of_video(attachment)
+            return self._describe_video(attachment)
         width, height = size_of(attachment.path)
+        full = self.estimator.picture(width, height)
         bound = dict(attachment.options).get("max_pixels")
-        full = self._cost(width, height, None)
         if bound is None:
-            return f"({width} x {height}, {_price(full)})"
-        found = self._cost(width, height, int(bound))
-        looked = f"looked at as {found.size[0]} x {found.size[1]}: {_price(found)}"
-        return f"({width} x {height}, {looked}; in full {_price(full)})"
+            return f"({width} x {height}, {_price(full, brief=True)})"
+        found = self.estimator.picture(width, height, Bounds(max_pixels=int(bound)))
+        resized = f"resized to {found.size[0]} x {found.size[1]}: {_price(found)}"
+        return f"({width} x {height}, {resized}; in full {_price(full, brief=True)})"
 
-    def _words_of_video(self, attachment: Attachment) -> str:
+    def _describe_video(self, attachment: Attachment) -> str:
         plan = self._plan(attachment)
         lasts = f"{human_seconds(plan.seconds)}, " if plan.seconds is not None else ""
         words = f"{lasts}{self._price_of_video(plan)}"
@@ -174,29 +139,19 @@ class Looking:
         return f"({words})"
 
     def _price_of_video(self, plan: VideoPlan) -> str:
-        tokens, (height, width) = self._n_tokens(plan), plan.size
-        steps = -(-plan.n_frames // FRAME_FACTOR)  # attention stays within each
-        config = self.model.vision.config if tokens > LOW_TOKENS else None
-        spent = steps * seconds(config, self.pace, tokens // steps) if config else None
-        return f"{plan.n_frames} frames of {width} x {height}: {_price(Cost((width, height), tokens, spent))}"
+        found = self.estimator.video(plan)
+        return f"{plan.n_frames} frames of {found.size[0]} x {found.size[1]}: {_price(found, brief=True)}"
 
     def table(self, path: Path) -> str:
-        """What each detail makes of a picture."""
+        """The size and cost of a picture at each level of detail, as a table."""
         width, height = size_of(path)
         rows = []
         for detail in get_args(Detail):
-            bound = self.max_pixels(detail)
-            found = self._cost(width, height, bound)
+            found = self.estimator.picture(width, height, Bounds(detail=detail))
+            size = f"{found.size[0]} x {found.size[1]}"
             about = human_seconds(found.seconds) if found.seconds is not None else ""
-            rows.append((detail, str(bound), f"{found.size[0]} x {found.size[1]}", str(found.tokens), about))
+            rows.append((detail, str(self._max_pixels(detail)), size, str(found.tokens), about))
         return format_table(rows, _HEADER)
-
-    def _cost(self, width: int, height: int, bound: int | None) -> Cost:
-        vision = self.model.vision
-        preprocessor = vision.preprocessor.with_pixels(max_pixels=bound)
-        if bound is None and preprocessor.n_tokens(height, width) <= LOW_TOKENS:  # costs next to nothing
-            return cost(preprocessor, width, height)
-        return cost(preprocessor, width, height, vision.config, self.pace)
 
 
 @lru_cache(maxsize=64)
@@ -204,6 +159,8 @@ def _plan(path: Path, changed: int, preprocessor: Preprocessor, options: VideoOp
     return plan_video(path, preprocessor, options)
 
 
-def _price(found: Cost) -> str:
-    about = "" if found.seconds is None else f", about {human_seconds(found.seconds)}"
-    return f"{found.tokens} tokens{about}"
+def _price(found: Cost, *, brief: bool = False) -> str:
+    """Tokens and seconds; `brief` leaves out the seconds of what is small."""
+    if found.seconds is None or (brief and found.tokens <= LOW_TOKENS):
+        return f"{found.tokens} tokens"
+    return f"{found.tokens} tokens, about {human_seconds(found.seconds)}"

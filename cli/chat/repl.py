@@ -18,7 +18,7 @@ from qvl.cli.chat.attachments import (
     unmet,
 )
 from qvl.cli.chat.conversation import Conversation
-from qvl.cli.chat.detail import Looking
+from qvl.cli.chat.detail import DetailPolicy
 from qvl.cli.chat.line_editor import LineReader
 from qvl.cli.chat.report import reply_json, stats_text
 from qvl.cli.options import SamplingOptions
@@ -41,14 +41,14 @@ class Repl:
         self,
         conversation: Conversation,
         out: Output,
-        looking: Looking | None = None,
+        detail: DetailPolicy | None = None,
         *,
         as_json: bool = False,
         draw_to: Path | None = None,
     ) -> None:
         self.conversation: Conversation = conversation
         self.out = out
-        self.looking = looking or Looking(conversation.model, None, out)
+        self.detail = detail or DetailPolicy(conversation.model, None)
         self.as_json = as_json
         self.draw_to = draw_to
         self.reader = LineReader({name: self._choices(name) for name in commands.COMMANDS})
@@ -146,14 +146,14 @@ class Repl:
         Args:
             look_ahead: begin to encode at once; without it, only what is shrunk is worth a word.
         """
-        bounded = [self.looking.bounded(a) for a in attachments]
+        bounded = [self.detail.bounded(a) for a in attachments]
         said = [
-            f"attached {shown(a.path)} {self.looking.words(a)}".rstrip()
+            f"attached {shown(a.path)} {self.detail.describe(a)}".rstrip()
             for a in bounded
-            if look_ahead or self.looking.is_shrunk(a)
+            if look_ahead or self.detail.is_shrunk(a)
         ]
         if self.out.verbose:
-            said += [self.looking.table(a.path) for a in bounded if a.kind == "image"]
+            said += [self.detail.table(a.path) for a in bounded if a.kind == "image"]
         self.conversation.attach(bounded, look_ahead=look_ahead)
         for line in said:
             self.out.dim(line)

@@ -57,11 +57,12 @@ class Actor:
     """A model on some machine; Ray Data calls it with blocks of items."""
 
     def __init__(self, worker: Worker) -> None:
-        from qvl.runtime.caption.setup import choose_parallelism, open_captioner, plan_for, preprocessor_for
+        from qvl.runtime.caption.setup import choose_parallelism, open_captioner, plan_for
+        from qvl.runtime.detail.estimator import Estimator
         from qvl.runtime.model import load
 
         model = load(worker.text, worker.mmproj, optimize="prefill", **worker.load_options)
-        preprocessor = preprocessor_for(model, worker.options)
+        preprocessor = Estimator(model).preprocessor(worker.options.bounds)
         parallelism = choose_parallelism(
             model, worker.options, preprocessor, parallel=worker.parallel, n_ctx=worker.n_ctx, has_videos=True
         )

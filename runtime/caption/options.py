@@ -10,7 +10,7 @@ from typing import Final
 from qvl.runtime.caption.assemble import Wording
 from qvl.runtime.caption.prompts import Prompts, Template, Variables
 from qvl.runtime.caption.settings import Settings, file_identity, model_identity
-from qvl.runtime.detail.cost import Detail
+from qvl.runtime.detail.bounds import Bounds, Detail
 from qvl.runtime.errors import InputError
 from qvl.runtime.grammar.schema import read_schema, schema_to_grammar
 
@@ -32,7 +32,7 @@ class CaptionOptions:
         sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
         seed: each picture's own seed derives from it and from the picture's content.
         schema: JSON schema file that every caption must fit.
-        image_detail: in place of max_pixels, see `qvl.runtime.detail.cost`.
+        image_detail: in place of max_pixels, see `qvl.runtime.detail.bounds`.
     """
 
     prompt: str | None = None
@@ -100,6 +100,11 @@ class CaptionOptions:
     def grammar(self) -> str | None:
         """What captions in JSON are held to. Raises InputError for a schema that cannot be used."""
         return schema_to_grammar(read_schema(self.schema)) if self.schema else None
+
+    @property
+    def bounds(self) -> Bounds:
+        """Bounds of every picture's area."""
+        return Bounds(self.min_pixels, self.max_pixels, self.image_detail, MAX_IMAGE_TOKENS)
 
     @property
     def wording(self) -> Wording:

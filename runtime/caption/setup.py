@@ -11,12 +11,11 @@ from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Results, Stop
 from qvl.runtime.caption.captioner import BatchCaptioner, Request
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.options import MAX_IMAGE_TOKENS, CaptionOptions
+from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.prepare import Preparer, return_large_blocks
 from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
-from qvl.runtime.detail.cost import max_pixels
-from qvl.runtime.detail.pace import known_pace
+from qvl.runtime.detail.estimator import Estimator
 from qvl.runtime.engine.engine import Engine
 from qvl.runtime.grounding.tags import parse_grounding
 from qvl.runtime.resources import default_threads, free_memory
@@ -68,20 +67,6 @@ def choose_parallelism(
     return Parallelism(sequences, n_ctx or max(parallel * cells, least) + _WORDS)
 
 
-def preprocessor_for(model: Model, options: CaptionOptions) -> Preprocessor:
-    """The model's preprocessor with the run's bounds."""
-    own = model.vision.preprocessor
-    high = options.max_pixels
-    if options.image_detail is not None and high is None:
-        pace = known_pace(model) if options.image_detail == "auto" else None
-        high = max_pixels(options.image_detail, own, model.vision.config, pace)
-        return own.with_pixels(options.min_pixels, max(high, options.min_pixels or 0))
-    usual = MAX_IMAGE_TOKENS * own.factor**2
-    if high is None and own.max_pixels > usual:
-        high = max(usual, options.min_pixels or 0)
-    return own.with_pixels(options.min_pixels, high)
-
-
 def open_run(
     model: Model,
     items: Sequence[Item],
@@ -101,7 +86,7 @@ def open_run(
     """
     return_large_blocks()
     stop = stop or Stop()
-    preprocessor = preprocessor_for(model, options)
+    preprocessor = Estimator(model).preprocessor(options.bounds)
     plan = plan_for(model, items, options, preprocessor, sidecars)
     has_videos = any(item.kind == "video" for item in items)
     chosen = choose_parallelism(

@@ -1,1 +1,1 @@
-"""How large to look at a picture: cost, pace of the machine, bounds."""
+"""Detail of pictures: bounds of their size, what they cost, and the machine's throughput."""

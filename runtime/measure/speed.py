@@ -12,11 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from qvl.runtime.detail.cost import Pace
-from qvl.runtime.detail.pace import Size, noise, read_seconds, tokens_of
+import numpy as np
+from numpy.typing import NDArray
+
+from qvl.runtime.detail.cost import Throughput
 from qvl.runtime.llama.context import Context
 from qvl.runtime.model import Model
 from qvl.runtime.resources import peak_memory
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 QUESTION: Final = "What is in this picture?"
 PATIENCE: Final = 20.0
@@ -65,12 +70,12 @@ class Speed:
     peak_bytes: int = 0
 
     @property
-    def pace(self) -> Pace | None:
-        """What costs can be estimated from: the picture nearest to 448x448, and reading."""
+    def throughput(self) -> Throughput | None:
+        """For estimates of costs: the picture nearest to 448x448, and prefill."""
         if not self.encode or self.read is None:
             return None
         seen = min(self.encode.values(), key=lambda timing: abs(timing.amount - 1024))
-        return Pace(seen.amount, seen.median, 1 / self.read.rate)
+        return Throughput(seen.amount, seen.median, 1 / self.read.rate)
 
 
 def measure(
@@ -125,6 +130,25 @@ def repeated(once: Callable[[int], float], repeat: int) -> tuple[float, ...]:
             break
         seconds.append(once(run))
     return tuple(seconds)
+
+
+def noise(size: Size, seed: int) -> NDArray[np.uint8]:
+    """A random picture, of which no cache has embeddings: uint8 [h, w, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+
+
+def read_seconds(context: Context, n: int) -> float:
+    """Seconds to prefill n tokens into an empty cache, the logits of each batch's last included."""
+    context.clear()
+    tokens = tokens_of(context, n)
+    start = time.perf_counter()
+    for i in range(0, n, context.n_batch):
+        context.decode_tokens(tokens[i : i + context.n_batch], i, outputs="last")
+    return time.perf_counter() - start
+
+
+def tokens_of(context: Context, n: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(0).integers(0, context.model.hparams.n_vocab, n)]
 
 
 def write_seconds(context: Context, n: int) -> float:

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
+from qvl.runtime.detail.estimator import Estimator
 from qvl.runtime.engine.engine import Engine
 from qvl.runtime.model import Model
 from qvl.runtime.serve import chat, errors, info, responses
@@ -73,6 +74,7 @@ def attach(app: FastAPI, model: Model, name: str) -> None:
     context = model.context(n_ctx=model.n_ctx, n_batch=_N_BATCH, n_seq_max=parallel)
     state.name = name
     state.model = model
+    state.costs = Estimator(model, refine=True)
     state.worker = Worker(Engine(context, model.store), parallel, state.options.queue)
 
 

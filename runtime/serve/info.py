@@ -8,11 +8,15 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from qvl.runtime.detail.bounds import Bounds
+from qvl.runtime.detail.cost import Cost
+from qvl.runtime.detail.estimator import Estimator
 from qvl.runtime.model import Model
 from qvl.runtime.serve.documented import ERRORS
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.schemas import CostRequest
 from qvl.runtime.serve.state import State
+from qvl.runtime.vision.video import VideoPlan
 
 router = APIRouter()
 
@@ -70,29 +74,22 @@ def _model(state: State, model: Model) -> dict[str, Any]:
 
 @router.post("/v1/vision/cost", responses=ERRORS, tags=["Extras"])
 async def vision_cost(body: CostRequest, request: Request) -> Response:
-    """How large a picture or video will be looked at, in how many tokens, and in about how many seconds."""
+    """Size of a picture or video after resizing, its tokens, and about how many seconds it takes."""
     state: State = request.app.state.qvl
     model, _ = state.ready()
-    return JSONResponse(await run_in_threadpool(_cost, model, body))
+    found = await run_in_threadpool(_cost, model, state.costs or Estimator(model), body)
+    width, height = found.size
+    seconds = None if found.seconds is None else round(found.seconds, 2)
+    return JSONResponse({"width": width, "height": height, "tokens": found.tokens, "seconds": seconds})
 
 
-def _cost(model: Model, body: CostRequest) -> dict[str, Any]:
-    from qvl.runtime.detail.cost import cost
-    from qvl.runtime.detail.pace import stored_pace
-
-    vision = model.vision
-    preprocessor = vision.preprocessor
-    high = body.max_pixels
-    if high is not None:
-        low = min(high, preprocessor.min_pixels)
-        preprocessor = preprocessor.with_pixels(low, high)
-    found = cost(preprocessor, body.width, body.height, vision.config, stored_pace(model))
-    steps = 1
-    if body.kind == "video":
-        steps = max(1, round(body.duration or 0))  # two frames a second, two frames to a step
-    return {
-        "width": found.size[0],
-        "height": found.size[1],
-        "tokens": found.tokens * steps,
-        "seconds": None if found.seconds is None else round(found.seconds * steps, 2),
-    }
+def _cost(model: Model, estimator: Estimator, body: CostRequest) -> Cost:
+    if body.kind == "image":
+        return estimator.picture(body.width, body.height, Bounds(max_pixels=body.max_pixels))
+    preprocessor = model.vision.preprocessor
+    options = preprocessor.sampling
+    if body.max_pixels is not None:
+        options = options.given([("max_pixels", body.max_pixels)])
+    frames = max(1, round((body.duration or 0) * options.fps))
+    size = (body.height, body.width)
+    return estimator.video(VideoPlan.of(frames, options.fps, size, preprocessor, options))

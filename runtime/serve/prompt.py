@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from qvl.runtime.detail.bounds import Bounds
 from qvl.runtime.engine.request import Request
 from qvl.runtime.engine.units import VisionUnit, n_cells, n_vision_cells
 from qvl.runtime.errors import InputError
@@ -23,7 +24,6 @@ from qvl.runtime.serve.state import State
 from qvl.runtime.vision.image import open_picture
 
 DEFAULT_TOKENS: Final = 1024
-LOW_TOKENS: Final = 256  # of a picture with detail "low"
 _ROLES: Final = {"developer": "system"}
 
 
@@ -181,12 +181,12 @@ class _Reader:
         return {"type": "video", "video": str(source), **bounds, **fps}
 
     def _image(self, source: bytes | Path, part: Part, detail: str | None) -> dict[str, Any]:
-        bounds = self._bounds(part)
-        if detail == "low" and "max_pixels" not in bounds:
-            preprocessor = self._model.vision.preprocessor
-            bounds["max_pixels"] = max(LOW_TOKENS * preprocessor.factor**2, preprocessor.min_pixels)
+        bounds, vision = self._bounds(part), self._model.vision
+        given = Bounds(**bounds, detail="low" if detail == "low" else None)
+        bounded = given.apply(vision.preprocessor, vision.config)
+        if given.detail is not None:
+            bounds["max_pixels"] = bounded.max_pixels
         sent = open_picture(source).size
-        bounded = self._model.vision.preprocessor.with_pixels(**bounds)
         height, width = bounded.size(sent[1], sent[0])
         self.sizes.append(Sizes(sent, (width, height)))
         return {"type": "image", "image": source if isinstance(source, bytes) else str(source), **bounds}

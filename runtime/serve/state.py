@@ -16,6 +16,7 @@ from qvl.runtime.serve.uploads import Uploads
 from qvl.runtime.serve.worker import Worker
 
 if TYPE_CHECKING:
+    from qvl.runtime.detail.estimator import Estimator
     from qvl.runtime.model import Model
 
 _MOST_REPLIES: Final = 1024
@@ -47,13 +48,14 @@ class State:
     """A running server.
 
     Attributes:
-        model, worker: None until the model is loaded.
+        model, worker, costs: None until the model is loaded.
         name: of the model, as clients see it.
     """
 
     options: ServeOptions
     name: str = ""
     model: Model | None = None
+    costs: Estimator | None = None
     worker: Worker | None = None
     metrics: Metrics = field(default_factory=Metrics)
     replies: Replies = field(default_factory=Replies)

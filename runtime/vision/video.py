@@ -147,6 +147,23 @@ class VideoPlan:
     size: tuple[int, int]
     seconds: float | None
 
+    @classmethod
+    def of(
+        cls,
+        n_frames: int,
+        fps: float | None,
+        size: tuple[int, int],
+        preprocessor: Preprocessor,
+        options: VideoOptions,
+    ) -> VideoPlan:
+        """The plan of a video with so many frames of (height, width), so many of them a second.
+
+        Raises:
+            ImageError: an aspect ratio over 200.
+        """
+        n = len(frame_indices(n_frames, fps, options))
+        return cls(n, frame_size(*size, n, preprocessor, options), n_frames / fps if fps else None)
+
 
 def plan_video(
     source: VideoSource, preprocessor: Preprocessor, options: VideoOptions | None = None
@@ -163,10 +180,8 @@ def plan_video(
     try:
         if reader.n_frames < 1:
             raise VideoError(f"{name}: a video without frames")
-        n = len(frame_indices(reader.n_frames, reader.fps, options))
-        height, width = _shape(next(iter(reader.read([0]))))
-        size = frame_size(height, width, n, preprocessor, options)
-        return VideoPlan(n, size, reader.n_frames / reader.fps if reader.fps else None)
+        shape = _shape(next(iter(reader.read([0]))))
+        return VideoPlan.of(reader.n_frames, reader.fps, shape, preprocessor, options)
     except CutShort as error:
         raise VideoError(f"{name}: the frames cannot be read", hint="convert the video anew") from error
     except ImageError as error:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import openai
 import pytest
-from support.server import Running, asked, data_url, picture
+from PIL import Image
+from support.server import SAMPLES, Running, asked, data_url, picture
+
+from qvl.runtime.vision.video import load_video
 
 STAR = "A small red star at the top."
 BOX = [94, 12, 126, 47]  # of the red star in one.png, as models/samples/answers.json has it
@@ -195,3 +200,29 @@ def test_beyond_the_queue_clients_are_told_when_to_come_back(server: Running) ->
     assert refused and all(int(r.headers["Retry-After"]) > 0 for r in refused)
     assert {r.status_code for r in responses} == {200, 429}
     assert refused[0].json()["error"]["code"] == "queue_full"
+
+
+def test_the_cost_of_a_picture_is_what_it_takes(server: Running, client: openai.OpenAI) -> None:
+    url = f"{server.url}/v1/vision/cost"
+    with Image.open(SAMPLES / "one.png") as image:
+        width, height = image.size
+    found = httpx.post(url, json={"width": width, "height": height}).json()
+    assert found["tokens"] == 35 and found["seconds"] > 0
+    small = {"width": width, "height": height, "max_pixels": 12 * 784}
+    assert httpx.post(url, json=small).json()["tokens"] <= 12
+
+
+@pytest.mark.parametrize("max_pixels", [None, 16 * 784])
+def test_the_cost_of_a_video_is_what_is_sampled(server: Running, max_pixels: int | None) -> None:
+    body = {"kind": "video", "width": 320, "height": 180, "duration": 20, "max_pixels": max_pixels}
+    found = httpx.post(f"{server.url}/v1/vision/cost", json=body).json()
+    model = server.state.model
+    assert model is not None
+    preprocessor = model.vision.preprocessor
+    frames = np.zeros((40, 180, 320, 3), np.uint8)
+    options = replace(preprocessor.sampling, source_fps=2.0)
+    if max_pixels is not None:
+        options = replace(options, max_pixels=max_pixels)
+    seen = load_video(frames, preprocessor, options).frames
+    assert (found["height"], found["width"]) == seen.shape[1:3]
+    assert found["tokens"] == len(seen) // 2 * seen.shape[1] * seen.shape[2] // 784

@@ -116,7 +116,7 @@ function costText(item) {
   if (!item.cost) return `${item.width} × ${item.height}`;
   const { width, height, tokens, seconds } = item.cost;
   const time = seconds == null ? "" : `, about ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
-  return `looked at as ${width} × ${height}: ${tokens} tokens${time}`;
+  return `resized to ${width} × ${height}: ${tokens} tokens${time}`;
 }
 
 function draw() {
