@@ -14,12 +14,26 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.runtime.errors import InputError, check_text, shown
+from qvl.runtime.errors import InputError, check_text
 from qvl.runtime.files import parse_json
+from qvl.runtime.grammar.disjoint import told_apart
+from qvl.runtime.grammar.keywords import (
+    KINDS,
+    NOTES,
+    TYPES,
+    bounds_of,
+    check_known,
+    is_of_type,
+    sizes_of,
+    types_of,
+)
+from qvl.runtime.grammar.merge import Merger
 from qvl.runtime.grammar.numbers import integers_between, numbers_between
+from qvl.runtime.grammar.pattern import pattern_to_gbnf
 
 _BUILT_IN: Final = {
     # one space or one line break with its indent, where JSON allows any white space
@@ -43,29 +57,10 @@ _BUILT_IN: Final = {
     "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
 }
 _FORMATS: Final = {"date": "date", "time": "time", "date-time": 'date "T" time', "uuid": "uuid"}
-_TYPES: Final = ("object", "array", "string", "number", "integer", "boolean", "null")
-_NOTES: Final = {
-    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
-    "deprecated", "readOnly", "writeOnly",
-}  # fmt: skip
-_KNOWN: Final = {
-    "type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "properties", "required",
-    "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength",
-    "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-}  # fmt: skip
-_SHAPES: Final = {
-    **dict.fromkeys(("properties", "$defs", "definitions"), ("object",)),
-    **dict.fromkeys(("required", "allOf", "anyOf", "oneOf", "enum", "prefixItems"), ("array",)),
-    **dict.fromkeys(("minItems", "maxItems", "minLength", "maxLength"), ("integer",)),
-    "type": ("string", "array"),
-    "format": ("string",),
-    "$ref": ("string",),
-}
 _NAMES: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|([a-z][a-z0-9-]*)')
 _MAX_REPEAT: Final = 2000  # llama.cpp refuses to repeat more often
 _MAX_DEPTH: Final = 64
 _MAX_RULES: Final = 4000  # llama.cpp parses these in some 50 ms
-_MAX_MERGED: Final = 1000  # parts of all allOf together, each counted as often as it is named
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -109,9 +104,10 @@ def schema_to_grammar(schema: Mapping[str, Any] | str) -> str:
 class _Converter:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
+        self._merge = Merger(root)
         self._rules: dict[str, str] = {}
         self._refs: dict[str, str] = {}
-        self._n_merged = 0
+        self._sets: dict[str, str] = {}
 
     def grammar(self) -> str:
         self._rules["root"] = ""  # first in the file
@@ -146,68 +142,20 @@ class _Converter:
             raise InputError(f"the JSON schema has {schema!r:.60} at {path}, expected an object")
         if depth > _MAX_DEPTH:
             raise InputError(f"the JSON schema is nested deeper than {_MAX_DEPTH} at {path}")
-        unknown = schema.keys() - _KNOWN - _NOTES
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            message = f"the JSON schema has {names} at {path}, which no grammar holds"
-            raise InputError(message, hint="leave it out")
-        schema = self._merged(schema, path)
+        check_known(schema, path)
+        schema = self._merge.merged(schema, path)
+        check_known(schema, path)
         for key, convert in self._cases.items():
             if key in schema:
                 return convert(self, schema, path, depth + 1)
         return "value"
-
-    def _merged(self, schema: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        """allOf, and what stands beside $ref, as one schema."""
-        _check_shapes(schema, path)
-        parts: list[Mapping[str, Any]] = []
-        if "$ref" in schema and schema.keys() - _NOTES - {"$ref"}:
-            parts = [self._resolve(schema["$ref"], path)]
-        parts += [self._inlined(part, path) for part in schema.get("allOf", ())]
-        if not parts:
-            return schema
-        merged: dict[str, Any] = {}
-        own = {k: v for k, v in schema.items() if k not in ("allOf", "$ref")}
-        for part in (*parts, own):
-            for key, value in part.items():
-                if key == "properties":
-                    merged[key] = {**merged.get(key, {}), **value}
-                elif key == "required":
-                    merged[key] = [*merged.get(key, []), *value]
-                elif key not in _NOTES and merged.get(key, value) != value:
-                    message = f"the JSON schema gives {key} twice at {path}"
-                    raise InputError(message, hint="merge its allOf by hand")
-                else:
-                    merged[key] = value
-        return merged
-
-    def _inlined(self, part: Any, path: str) -> Mapping[str, Any]:
-        self._n_merged += 1
-        if self._n_merged > _MAX_MERGED:
-            raise InputError(
-                f"the JSON schema merges over {_MAX_MERGED} parts at {path}", hint="shorten its allOf"
-            )
-        if not isinstance(part, Mapping):
-            raise InputError(f"the JSON schema has {part!r:.60} in an allOf at {path}, expected an object")
-        return self._merged(self._resolve(part["$ref"], path) if "$ref" in part else part, path)
-
-    def _resolve(self, ref: Any, path: str) -> Mapping[str, Any]:
-        found: Any = self._root
-        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-            raise InputError(f"the JSON schema refers to {ref!r} at {path}, expected a place in itself (#/…)")
-        for key in ref[2:].split("/") if len(ref) > 1 else ():
-            key = key.replace("~1", "/").replace("~0", "~")
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if not isinstance(found, Mapping):
-            raise InputError(f"the JSON schema refers to {ref!r} at {path}, which it does not have")
-        return found
 
     # what each keyword stands for, in the order they are looked at
 
     def _ref(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
         ref = schema["$ref"]
         if ref not in self._refs:
-            target = self._resolve(ref, path)
+            target = self._merge.resolve(ref, path)
             self._refs[ref] = name = self._rule(str(ref), "")
             self._rules[name] = self._visit(target, str(ref), depth)
         return self._refs[ref]
@@ -216,24 +164,56 @@ class _Converter:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise InputError(f"the JSON schema has an enum without values at {path}")
-        kinds = schema.get("type", _TYPES)
-        values = [v for v in values if any(_is(v, k) for k in ([kinds] if isinstance(kinds, str) else kinds))]
+        beside = schema.keys() - NOTES - {"const", "enum", "type"}
+        if "const" in schema and schema.get("enum", [schema["const"]]) != [schema["const"]]:
+            beside.add("enum")
+        if beside:
+            names = ", ".join(sorted(beside))
+            raise InputError(
+                f"the JSON schema has {names} beside an enum or const at {path}", hint="leave it out"
+            )
+        values = [v for v in values if any(is_of_type(v, kind) for kind in types_of(schema))]
         if not values:
             raise InputError(f"the JSON schema has an enum at {path} without a value of its type")
         return _choice(_literal(json.dumps(value, ensure_ascii=False)) for value in values)
 
     def _union(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
         key = "anyOf" if "anyOf" in schema else "oneOf"
-        beside = {k: v for k, v in schema.items() if k not in (key, *_NOTES)}
+        if key == "anyOf" and "oneOf" in schema:
+            raise InputError(f"the JSON schema has oneOf beside anyOf at {path}", hint="leave one out")
+        beside = {k: v for k, v in schema.items() if k not in (key, *NOTES)}
         if not isinstance(schema[key], Sequence) or not schema[key]:
             raise InputError(f"the JSON schema has {key} without choices at {path}")
-        choices = [{"allOf": [beside, part]} if beside else part for part in schema[key]]
+        choices = schema[key] if key == "anyOf" else self._exclusive(schema[key], path)
+        choices = [{"allOf": [beside, part]} if beside else part for part in choices]
         return _choice(self._visit(part, f"{path}-{i}", depth) for i, part in enumerate(choices))
+
+    def _exclusive(self, choices: Sequence[Any], path: str) -> list[Any]:
+        """The choices of a oneOf, each with the properties required that tell it from the others."""
+        required: list[set[str]] = [set() for _ in choices]
+        for i, j in combinations(range(len(choices)), 2):
+            apart = told_apart(choices[i], choices[j], self._whole)
+            if apart is False:
+                raise InputError(
+                    f"the JSON schema has a oneOf at {path} whose choices {i + 1} and {j + 1} may both fit",
+                    hint="anyOf allows that; or give both a property with another const",
+                )
+            if isinstance(apart, str):
+                required[i].add(apart)
+                required[j].add(apart)
+        return [
+            {"allOf": [choice, {"required": sorted(names)}]} if names else choice
+            for choice, names in zip(choices, required, strict=True)
+        ]
+
+    def _whole(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The schema without references and allOf."""
+        return self._merge.merged({"allOf": [schema]}, "a oneOf")
 
     def _typed(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
         kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if not kinds or any(kind not in _TYPES for kind in kinds):
-            known = ", ".join(_TYPES)
+        if not kinds or any(kind not in TYPES for kind in kinds):
+            known = ", ".join(TYPES)
             raise InputError(f"the JSON schema has type {schema['type']!r} at {path}, expected {known}")
         convert: dict[str, Callable[[Mapping[str, Any], str, int], str]] = {
             "object": self._object, "array": self._array, "string": self._string,
@@ -284,7 +264,7 @@ class _Converter:
         return first
 
     def _array(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
-        least, most = self._bounds(schema, "Items", path)
+        least, most = sizes_of(schema, "Items", path, _MAX_REPEAT)
         first = [self._visit(p, f"{path}-{i}", depth) for i, p in enumerate(schema.get("prefixItems", ()))]
         items = schema.get("items", True)
         if first:
@@ -306,44 +286,46 @@ class _Converter:
         return f'"[" ws {inner} "]"' if least else f'"[" ws ( {inner} )? "]"'
 
     def _string(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
+        least, most = sizes_of(schema, "Length", path, _MAX_REPEAT)
         if "format" in schema:
             if schema["format"] not in _FORMATS:
                 known = ", ".join(_FORMATS)
                 found = schema["format"]
                 raise InputError(f"the JSON schema has format {found!r} at {path}, expected {known}")
+            if beside := sorted(schema.keys() & {"pattern", "minLength", "maxLength"}):
+                names = ", ".join(beside)
+                raise InputError(f"the JSON schema has {names} beside format at {path}", hint="leave one out")
             return rf'"\"" {_FORMATS[schema["format"]]} "\""'
-        least, most = self._bounds(schema, "Length", path)
+        if "pattern" in schema:
+            try:
+                body = pattern_to_gbnf(schema["pattern"], least, most, self._set)
+            except InputError as e:
+                raise InputError(f"the JSON schema at {path}: {e.message}", hint=e.hint) from e
+            return self._rule(f"{path}-pattern", rf'"\"" {body} "\""')
         if most is not None and most > _MAX_REPEAT:
             most = None  # longer than any reply
         return "string" if not least and most is None else rf'"\"" char{_repeat(least, most)} "\""'
 
-    def _bounds(self, schema: Mapping[str, Any], of: str, path: str) -> tuple[int, int | None]:
-        least, most = schema.get(f"min{of}", 0), schema.get(f"max{of}")
-        for value in (least, 0 if most is None else most):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise InputError(f"the JSON schema has {value!r} for {of} at {path}, expected a whole number")
-        if least > _MAX_REPEAT or (most is not None and most < least):
-            raise InputError(f"the JSON schema wants {least} to {most} {of} at {path}")
-        return least, most
+    def _set(self, body: str) -> str:
+        """A rule for characters of a pattern, one for all that are equal."""
+        if body not in self._sets:
+            self._sets[body] = self._rule("set", body)
+        return self._sets[body]
 
     def _number(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
-        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
-        over, under = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
-        for value in (low, high, over, under):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            too_large = is_number and math.inf != abs(value) > 10**300  # beyond what a float holds
-            if not is_number or value != value or too_large:
-                raise InputError(
-                    f"the JSON schema has {shown(value)} for a bound at {path}, expected a number"
-                )
+        bounds = bounds_of(schema, path)
         kind = schema["type"]
-        if (low, high, over, under) == (-math.inf, math.inf, -math.inf, math.inf):
+        if bounds == (-math.inf, math.inf, -math.inf, math.inf):
             return str(kind)
-        between = integers_between if kind == "integer" else numbers_between
-        found = between(low, high, over, under)
+        found = (integers_between if kind == "integer" else numbers_between)(*bounds)
         if not found:
             raise InputError(f"the JSON schema has bounds at {path} that no {kind} here fits")
         return self._rule(f"{path}-{kind}", found)
+
+    def _by_keyword(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
+        """A schema without `type`: of its keywords' types, which is less than the schema allows."""
+        kinds = [kind for kind, keys in KINDS.items() if not schema.keys().isdisjoint(keys)]
+        return self._typed({**schema, "type": kinds}, path, depth)
 
     _cases: Final[dict[str, Callable[[_Converter, Mapping[str, Any], str, int], str]]] = {
         "$ref": _ref,
@@ -352,32 +334,8 @@ class _Converter:
         "anyOf": _union,
         "oneOf": _union,
         "type": _typed,
-        "properties": lambda self, schema, path, depth: self._object(schema, path, depth),
-        "required": lambda self, schema, path, depth: self._object(schema, path, depth),
-        "items": lambda self, schema, path, depth: self._array(schema, path, depth),
-        "prefixItems": lambda self, schema, path, depth: self._array(schema, path, depth),
+        **dict.fromkeys(chain(*KINDS.values()), _by_keyword),
     }
-
-
-def _check_shapes(schema: Mapping[str, Any], path: str) -> None:
-    """See that keywords have values of the types that the vocabulary gives them."""
-    for key, kinds in _SHAPES.items():
-        if key in schema and not any(_is(schema[key], kind) for kind in kinds):
-            raise InputError(
-                f"the JSON schema has {key} {shown(schema[key])} at {path}, expected {' or '.join(kinds)}"
-            )
-    for key in ("required", "type"):
-        if isinstance(schema.get(key), list) and not all(isinstance(name, str) for name in schema[key]):
-            raise InputError(f"the JSON schema has {key} {shown(schema[key])} at {path}, expected strings")
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool) or value is None:
-        return kind == ("null" if value is None else "boolean")
-    if kind == "integer":
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    types: dict[str, Any] = {"object": dict, "array": list, "string": str, "number": int | float}
-    return kind in types and isinstance(value, types[kind])
 
 
 def _choice(expressions: Any) -> str:
