@@ -100,7 +100,9 @@ def test_what_is_generated_fits(model: LlamaModel, schema: dict[str, Any], seed:
         with GrammarText(model.vocab, schema) as grammar:
             text = grammar.walk(seed)
     except InputError as e:  # a oneOf or an allOf that cannot be held
-        assert re.search("may both fit|twice|without a value|beside an enum|here fits|wants|forbids", e.message), e
+        assert re.search(
+            "may both fit|twice|without a value|beside an enum|here fits|wants|forbids", e.message
+        ), e
         return
     assume(text is not None)
     assert is_valid(json.loads(text or ""), schema), text
