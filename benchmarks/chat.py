@@ -70,7 +70,7 @@ def ours(model: Model) -> Answer:
 
     def answer(messages: list[Message]) -> Iterator[str]:
         for piece in session.generate(messages, max_tokens=REPLY, temperature=0.0):
-            yield piece.text
+            yield piece.raw
 
     return answer
 

@@ -203,7 +203,7 @@ def answers(made: Converted, asked: list[Item]) -> dict[str, Any]:
             started = time.monotonic()
             reply = model.generate(messages, max_tokens=64, temperature=0.0, repeat_penalty=1.0).result()
             seconds.append(time.monotonic() - started)
-            found = score(item, [reply.text])
+            found = score(item, [reply.raw])
             scores.setdefault(item.task, []).append(found.get("exact", found.get("iou", 0.0)))
     return {
         "scores": {task: statistics.mean(values) for task, values in scores.items()},

@@ -39,7 +39,7 @@ ALLOWED = {
 
 # Floors inside the runtime: what a folder must not import.
 FORBIDDEN = {
-    "engine": ("caption", "detail", "families", "grounding", "measure", "model", "serve"),
+    "engine": ("caption", "detail", "families", "measure", "model", "serve"),
     "ggml": ("caption", "detail", "engine", "families", "llama", "measure", "model", "prompt", "vision"),
     "llama": ("caption", "detail", "engine", "families", "measure", "model", "prompt", "vision"),
     "vision": ("caption", "engine", "llama", "measure", "model"),

@@ -7,7 +7,7 @@ keep of the old prompt is for the session to find out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,6 @@ from qvl.cli.chat.background import Background
 from qvl.cli.chat.sessions import Saved
 from qvl.cli.options import SamplingOptions
 from qvl.runtime.errors import InputError
-from qvl.runtime.grounding.box import SCALE, Box, Event
-from qvl.runtime.grounding.mention import picture_of
 from qvl.runtime.grounding.tags import parse_grounding
 
 if TYPE_CHECKING:
@@ -38,8 +36,7 @@ class Conversation:
         pending: what goes into the next message, before its text.
         reply: the last reply, or None.
         on_drop: called with a number of messages when the context is full and the oldest are left out.
-        shown: the last reply as readable text.
-        boxes: what it points at, each in one of `pictures`.
+        boxes: of the last reply, as in `Reply.boxes`.
         problems: what was wrong with its boxes, in words.
     """
 
@@ -52,8 +49,7 @@ class Conversation:
     number_images: bool = False
     reply: Reply | None = None
     on_drop: Callable[[int], None] | None = None
-    shown: str = ""
-    boxes: list[Box] = field(default_factory=list)
+    boxes: list[Mapping[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,7 +66,7 @@ class Conversation:
     # asking ----------------------------------------------------------------------------------------
 
     def ask(self, text: str, progress: Progress | None = None) -> Iterator[str]:
-        """Put a question and stream the reply as readable text; boxes and problems grow with it.
+        """Put a question and stream the reply as readable text.
 
         If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
         was read, or it fails, the question is removed and what was attached is attached again.
@@ -80,21 +76,17 @@ class Conversation:
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
         attached, self.pending = self.pending, []
         self.messages.append({"role": "user", "content": content})
-        pieces: list[str] = []
-        finished = False
+        self._forget_reply()
         try:
-            yield from self._answer(pieces, progress)
-            finished = True
+            yield from self._answer(progress)
         finally:
-            if pieces or finished:
-                self.messages.append(self._reply_message("".join(pieces)))
+            if self.reply is not None and (self.reply.raw or self.reply.finish_reason != "cancelled"):
+                self.messages.append(self._reply_message(self.reply))
             else:
                 self.messages.pop()
                 self.pending = attached
 
-    def _answer(self, pieces: list[str], progress: Progress | None) -> Iterator[str]:
-        self._forget_reply()
-        parser = self.model.grounding(choose=self._where, resized=self._resized)
+    def _answer(self, progress: Progress | None) -> Iterator[str]:
         stream = self._session.generate(
             self._prompt(),
             schema=self.schema,
@@ -104,41 +96,29 @@ class Conversation:
         )
         try:
             for piece in stream:
-                pieces.append(piece.text)
                 self._n_dropped = stream.dropped_messages
-                yield from self._shown(parser.feed(piece.text))
+                if piece.text:
+                    yield piece.text
         except (KeyboardInterrupt, GeneratorExit):
             stream.cancel()
-            self.reply = stream.result()
-            for _ in self._shown(parser.finish()):
-                pass
+            self._take(stream.result())
             raise
-        self.reply = stream.result()
-        yield from self._shown(parser.finish())
+        self._take(stream.result())
 
-    def _reply_message(self, raw: str) -> Message:
+    def _take(self, reply: Reply) -> None:
+        self.reply, self.boxes, self.problems = reply, list(reply.boxes), list(reply.problems)
+
+    def _reply_message(self, reply: Reply) -> Message:
         """What the model wrote; with boxes or problems also the readable text and the boxes in pixels."""
-        message: Message = {"role": "assistant", "content": raw}
-        if self.boxes or self.problems:
-            message |= {"shown": self.shown, "boxes": [self.box_json(box) for box in self.boxes]}
+        message: Message = {"role": "assistant", "content": reply.raw}
+        if reply.boxes or reply.problems:
+            message |= {"shown": reply.text, "boxes": [self.box_json(box) for box in reply.boxes]}
         return message
 
-    def box_json(self, box: Box) -> dict[str, Any]:
-        """A box in pixels, with the picture that it is in; in thousandths if there is none."""
-        if box.picture is None:
-            return box.json(SCALE, SCALE)
-        path = self.pictures[box.picture - 1]
-        return {**box.json(*_size_of(path)), "picture": box.picture, "image": str(path)}
-
-    def _shown(self, events: list[Event]) -> Iterator[str]:
-        for event in events:
-            if event.box is not None:
-                self.boxes.append(event.box)
-            if event.problem is not None:
-                self.problems.append(event.problem)
-            if event.text:
-                self.shown += event.text
-                yield event.text
+    def box_json(self, box: Mapping[str, Any]) -> dict[str, Any]:
+        """A box with the path of the picture that it is in."""
+        number = box.get("picture")
+        return {**box, **({} if number is None else {"image": str(self.pictures[number - 1])})}
 
     @property
     def media(self) -> list[Path]:
@@ -153,33 +133,12 @@ class Conversation:
     def _seen(self) -> list[Attachment]:
         return [a for m in self.messages[self._n_dropped :] for a in _split(m["content"])[1]]
 
-    def _where(self, reply: str) -> tuple[int, tuple[int, int]] | None:
-        """The picture that a box is in which follows on this much of the reply: its number and size."""
-        pictures = self.pictures
-        if not pictures:
-            return None
-        question = next(m for m in reversed(self.messages) if m["role"] == "user")
-        number = picture_of(reply, _split(question["content"])[0], [path.name for path in pictures])
-        return number, _size_of(pictures[number - 1])
-
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (width, height) in which the model sees a picture of this size, by the bounds it was given."""
-        if not self.model.has_vision:
-            return size
-        preprocessor = self.model.vision.preprocessor
-        for attachment in self._seen():
-            if attachment.kind == "image" and _size_of(attachment.path) == size:
-                bounds = {n: int(v) for n, v in attachment.options if n in ("min_pixels", "max_pixels")}
-                preprocessor = preprocessor.with_pixels(**bounds)
-        height, width = preprocessor.size(size[1], size[0])
-        return width, height
-
-    def boxes_by_picture(self) -> dict[int, list[Box]]:
+    def boxes_by_picture(self) -> dict[int, list[Mapping[str, Any]]]:
         """The boxes of the last reply that are in a picture, by its number."""
-        found: dict[int, list[Box]] = {}
+        found: dict[int, list[Mapping[str, Any]]] = {}
         for box in self.boxes:
-            if box.picture is not None:
-                found.setdefault(box.picture, []).append(box)
+            if "picture" in box:
+                found.setdefault(box["picture"], []).append(box)
         return found
 
     def _prompt(self) -> list[Message]:
@@ -234,7 +193,7 @@ class Conversation:
         self._forget_reply()
 
     def _forget_reply(self) -> None:
-        self.reply, self.shown, self.boxes, self.problems = None, "", [], []
+        self.reply, self.boxes, self.problems = None, [], []
         self._n_dropped = 0
 
     def undo(self) -> tuple[str, list[Attachment]]:
@@ -328,12 +287,6 @@ def _restored(message: Message) -> Message:
     if message["role"] == "assistant" and isinstance(content, str) and "<|box_start|>" in content:
         return {**message, "shown": parse_grounding(content).text, "boxes": []}
     return message
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    from qvl.runtime.vision.size import size_of
-
-    return size_of(path)
 
 
 def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:

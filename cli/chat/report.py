@@ -15,14 +15,13 @@ def reply_json(conversation: Conversation) -> dict[str, Any]:
     """The last reply as `--json` prints it: text, finish reason, usage, timings in seconds."""
     reply = conversation.reply
     assert reply is not None
-    grounded = bool(conversation.boxes or conversation.problems)
     return {
-        "text": conversation.shown,
+        "text": reply.text,
         "finish_reason": reply.finish_reason,
         "model": str(conversation.model.path),
         "usage": asdict(reply.usage),
         "boxes": [conversation.box_json(box) for box in conversation.boxes],
-        **({"raw": reply.text} if grounded else {}),
+        **({"raw": reply.raw} if reply.raw != reply.text else {}),
         **({"problems": conversation.problems} if conversation.problems else {}),
         "timings": {name: round(value, 4) for name, value in asdict(reply.timings).items()},
     }

@@ -1,6 +1,6 @@
-"""The books of a run: what is left to do, what has come of it, and that all of it is safe.
+"""The bookkeeping of a run: pictures left to do, results, and their safety on disk.
 
-What captions the pictures, here or on a cluster, is the business of those that derive from `Book`.
+`runner.Runner` captions on this machine, `distributed.RayRunner` on a cluster; both are a `Book`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
 from qvl.runtime.caption.activity import Activity
-from qvl.runtime.caption.assemble import join
+from qvl.runtime.caption.assemble import joined, readable
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
-from qvl.runtime.caption.sidecar import Sidecars
+from qvl.runtime.caption.sidecar import Sidecars, text_of
 from qvl.runtime.caption.state import Mode
 
 _RESTORE: Final = 1024  # records of which a crash may have kept the sidecar from being written
@@ -159,15 +159,24 @@ class Book:
             reason = self.sidecars.obstacle(item, joins=self.results.mode in ("append", "prepend"))
         return None if reason is None else Record(item.path, error=f"{item.path}: {reason}")
 
-    def joined(self, item: Item, caption: str) -> str:
-        """The caption with the one that is there, where the user wants both."""
+    def joined(self, item: Item, record: Record) -> Record:
+        """The record with the caption that is there, where the user wants both."""
         mode = self.results.mode
-        if mode not in ("append", "prepend"):
-            return caption
-        if self.sidecars is not None:
-            return join(self.sidecars.read(item), caption, mode)
+        if mode not in ("append", "prepend") or record.failed:
+            return record
+        old = self._existing(item)
+        return record if old is None else joined(readable(old), record, mode)
+
+    def _existing(self, item: Item) -> Record | None:
+        """The caption that is there; with its record, if nobody has changed the text file since."""
         record = self.results.record(item.path)
-        return join(record.caption if record else None, caption, mode)
+        if self.sidecars is None:
+            return record
+        text = self.sidecars.read(item)
+        if text is None:
+            return None
+        same = record is not None and not record.failed and text_of(record).rstrip("\r\n") == text
+        return replace(record, caption=text) if record is not None and same else Record(item.path, text)
 
     def keep(self, results: list[Result]) -> Iterator[Record]:
         """Make records durable, then report them."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final, TypeAlias
 
+from qvl.runtime.caption.assemble import readable
 from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
 from qvl.runtime.caption.duplicates import first_twins
 from qvl.runtime.caption.inputs import Item
@@ -178,7 +179,8 @@ class RayRunner(Book):
                 copies[twin.path].append(item)
             elif record := self.results.record(twin.path):
                 same_as = record.same_as or record.path
-                yield from self.keep([(item, replace(record, path=item.path, same_as=same_as, seconds=0.0))])
+                copy = replace(readable(record), path=item.path, same_as=same_as, seconds=0.0)
+                yield from self.keep([(item, copy)])
         return first, copies
 
     def _has_caption(self, path: str) -> bool:
@@ -190,13 +192,7 @@ class RayRunner(Book):
         results: list[Result] = []
         for each in (item, *copies.get(item.path, ())):
             error = record.error and record.error.replace(record.path, each.path)
-            own = replace(
-                record,
-                path=each.path,
-                error=error,
-                caption=None if record.caption is None else self.joined(each, record.caption),
-                captions=tuple(self.joined(each, text) for text in record.captions),
-            )
+            own = self.joined(each, replace(record, path=each.path, error=error))
             if each is not item and not record.failed:
                 own = replace(own, same_as=item.path, seconds=0.0)
             results.append((each, own))

@@ -31,7 +31,7 @@ from qvl.runtime.atomic import (
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import Settings, changes
 from qvl.runtime.caption.state import Mode, State, StateFile
-from qvl.runtime.caption.table import scan, table_for
+from qvl.runtime.caption.table import scan, table_for, table_of
 from qvl.runtime.errors import OutputError
 
 
@@ -94,8 +94,11 @@ class Ledger:
     def _begin(self, settings: Settings, accept_changes: bool) -> None:
         self._state = self._beside.read()
         self.crashed = self._state.running
+        with _naming(self._name):
+            self._table = table_of(self._name, self._file)
         self._repair()
-        if self._state.finishing:
+        is_old = self._table.header != table_for(self._name).header
+        if self._state.finishing or (is_old and self._state.pass_mode is None):
             self._compact()
         self._check_settings(settings, accept_changes)
         changed = self._state.settings is None or bool(changes(self._state.settings, settings))
@@ -258,18 +261,20 @@ class Ledger:
         self._repair()
 
     def _rewrite(self) -> None:
-        """Replace the file by one that holds the latest record of every picture."""
+        """Replace the file by one that holds the latest record of every picture, in all columns."""
+        table = table_for(self._name)
         file, temporary = create_temporary(self.path)
         try:
             with file:
-                file.write(self._table.header)
+                file.write(table.header)
                 for record in self.records():
-                    file.write(self._table.encode(record))
+                    file.write(table.encode(record))
                 file.flush()
                 sync(file.fileno())
             self._file.close()  # Windows replaces no file that is open
             try:
                 put_in_place(temporary, self.path)
+                self._table = table
             finally:
                 self._file = open(self.path, "r+b", buffering=0)  # noqa: PTH123, SIM115
         finally:

@@ -1,4 +1,4 @@
-"""What is known of one picture at the end: its captions, or why there are none."""
+"""The record of one picture: its captions, or why there are none."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ class Record:
 
     Attributes:
         path: of the picture, as in `Item.path`.
-        caption: the text as it goes into the dataset (prefix and suffix included); None with an error.
+        caption: the text for people, as it goes into the dataset (prefix and suffix included): where the
+            model marked a box, its coordinates in pixels of the picture. None with an error.
         captions: all of them, when several samples were asked for; caption is the first.
         prompt: the words given with the picture.
         model: name of the text GGUF.
         prompt_tokens, completion_tokens: picture and words in, words out (of all samples).
         finish_reason: "stop" or "length" (of the first sample).
         seconds: from the picture's turn at the encoder to its last token.
-        boxes: what the caption points at, as objects with label and box in pixels.
+        boxes: of the caption: {"label": …, "box": [left, top, right, bottom]} each, or "point": [x, y], or
+            "quad": four of them; in pixels of the picture as it is shown.
         sha256: of the file's content.
         same_as: path of a picture with this content, captioned before, whose caption this is.
         error: why there is no caption.
+        raw: the text as the model wrote it, markup of boxes included; None where that is the caption's.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Record:
     sha256: str | None = None
     same_as: str | None = None
     error: str | None = None
+    raw: str | None = None
 
     def __repr__(self) -> str:
         what = f"error={shown(self.error)}" if self.failed else f"caption={shown(self.caption)}"
@@ -52,7 +56,7 @@ class Record:
         return self.error is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """What a line of JSONL holds: what is known, and always the path and the caption."""
+        """The object of a line of JSONL: the fields that are known, and always the path and the caption."""
         found = {name: getattr(self, name) for name in FIELDS}
         return {k: v for k, v in found.items() if k in ("path", "caption") or (v is not None and v != ())}
 
@@ -64,9 +68,9 @@ class Record:
             FormatError: this is no record.
         """
         known = {name: values[name] for name in FIELDS if values.get(name) is not None}
-        path, caption = known.get("path"), known.get("caption")
-        if not isinstance(path, str) or not isinstance(caption, str | None):
-            raise FormatError('no record: "path" must be a text, and "caption" a text or null')
+        path, caption, raw = (known.get(name) for name in ("path", "caption", "raw"))
+        if not (isinstance(path, str) and isinstance(caption, str | None) and isinstance(raw, str | None)):
+            raise FormatError('no record: "path" must be a text, "caption" and "raw" a text or null')
         for name in ("captions", "boxes"):
             if not isinstance(known.get(name, ()), list | tuple):
                 raise FormatError(f'no record: "{name}" must be a list')

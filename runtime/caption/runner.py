@@ -6,13 +6,13 @@ The runner knows nothing of models: it hands jobs to a `Captioner` and takes wha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from qvl.runtime.caption.assemble import Wording
+from qvl.runtime.caption.assemble import Wording, readable
 from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
 from qvl.runtime.caption.captioner import Done, Job
 from qvl.runtime.caption.inputs import Item
@@ -21,13 +21,17 @@ from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import image_seed
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.errors import Cancelled
+from qvl.runtime.grounding.readable import read_reply
+from qvl.runtime.grounding.tags import GroundingParser
+from qvl.runtime.prompt.rules import ParserFactory
+from qvl.runtime.vision.size import PictureInfo
 
 _WAIT: Final = 0.1
 _AHEAD: Final = 6
 
 
 class Captioner(Protocol):
-    """What captions prepared pictures, several at a time (`qvl.runtime.caption.captioner.BatchCaptioner`)."""
+    """Captions prepared pictures, several at a time; see `qvl.runtime.caption.captioner.BatchCaptioner`."""
 
     @property
     def free(self) -> int:
@@ -46,12 +50,12 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does.
+    """A run: pictures, how to read and caption them, and the words around the captions.
 
     Attributes:
         model: name that goes into the records.
         samples: captions of a picture.
-        boxes: what a caption points at, given the picture's (width, height).
+        grounding: makes the parser of the model's family for boxes in captions.
         json: captions are to be JSON, and one that is cut before its end is a failure.
         threads: that read ahead.
     """
@@ -62,7 +66,7 @@ class Plan:
     wording: Wording = field(default_factory=Wording)
     seed: int = 0
     samples: int = 1
-    boxes: Callable[[str, tuple[int, int]], tuple[Mapping[str, Any], ...]] | None = None
+    grounding: ParserFactory = GroundingParser
     json: bool = False
     sidecars: Sidecars | None = None
     threads: int = 2
@@ -127,7 +131,8 @@ class Runner(Book):
             self._twins[content].append(prepared)
             return None
         if self.results.mode not in ("append", "prepend") and (known := self.results.with_content(*content)):
-            return replace(known, path=item.path, same_as=known.same_as or known.path, seconds=0.0)
+            same_as = known.same_as or known.path
+            return replace(readable(known), path=item.path, same_as=same_as, seconds=0.0)
         self._twins[content] = []
         self._flying[key := next(self._keys)] = prepared
         seeds = tuple(image_seed(self.plan.seed, prepared.sha256, i) for i in range(self.plan.samples))
@@ -156,14 +161,18 @@ class Runner(Book):
         return results
 
     def _record(self, prepared: Prepared, done: Done) -> Record:
-        path = prepared.item.path
+        path, wording = prepared.item.path, self.plan.wording
         if done.error is not None:
             return Record(path, error=f"{path}: {done.error}", sha256=prepared.sha256)
-        if self.plan.json and not all(_is_json(self.plan.wording.start + text) for text in done.texts):
+        said = [wording.start + text for text in done.texts]
+        if self.plan.json and not all(map(_is_json, said)):
             what = f"no whole JSON in {done.completion_tokens // len(done.texts)} tokens: raise `max_tokens`"
             return Record(path, error=f"{path}: {what}", sha256=prepared.sha256)
-        captions = tuple(self.joined(prepared.item, self.plan.wording.caption(text)) for text in done.texts)
-        return Record(
+        height, width = prepared.frames.shape[1:3]
+        picture = PictureInfo(prepared.size, (width, height))
+        first, *others = (read_reply(text, self.plan.grounding, [picture]) for text in said)
+        captions = tuple(wording.caption(reply.text) for reply in (first, *others))
+        record = Record(
             path,
             caption=captions[0],
             captions=captions if len(captions) > 1 else (),
@@ -173,9 +182,11 @@ class Runner(Book):
             completion_tokens=done.completion_tokens,
             finish_reason=done.finish_reasons[0],
             seconds=round(done.seconds, 3),
-            boxes=self.plan.boxes(captions[0], prepared.size) if self.plan.boxes else (),
+            boxes=tuple({name: box[name] for name in box if name != "picture"} for box in first.boxes),
             sha256=prepared.sha256,
+            raw=first.raw if first.raw != first.text else None,
         )
+        return self.joined(prepared.item, record)
 
 
 def _is_json(text: str) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Results, Stop
@@ -17,7 +16,6 @@ from qvl.runtime.caption.runner import Plan, Runner
 from qvl.runtime.caption.sidecar import Sidecars
 from qvl.runtime.detail.estimator import Estimator
 from qvl.runtime.engine.engine import Engine
-from qvl.runtime.grounding.tags import parse_grounding
 from qvl.runtime.resources import default_threads, free_memory
 from qvl.runtime.vision.preprocess import Preprocessor
 
@@ -111,7 +109,7 @@ def plan_for(
         wording=options.wording,
         seed=options.seed,
         samples=options.samples,
-        boxes=partial(boxes_of, model, preprocessor),
+        grounding=model.template.rules.grounding,
         json=options.schema is not None,
         sidecars=sidecars,
         threads=max(1, min(4, default_threads())),
@@ -148,16 +146,3 @@ def open_captioner(
         cancelled=lambda: stop.now,
         activity=activity,
     )
-
-
-def boxes_of(
-    model: Model, preprocessor: Preprocessor, text: str, size: tuple[int, int]
-) -> tuple[Mapping[str, Any], ...]:
-    """The boxes that a caption holds, in pixels of a picture of (width, height)."""
-
-    def resized(size: tuple[int, int]) -> tuple[int, int]:
-        height, width = preprocessor.size(size[1], size[0])
-        return width, height
-
-    parser = model.grounding(size, resized=resized)
-    return tuple(box.json(*size) for box in parse_grounding(text, parser=parser).boxes)

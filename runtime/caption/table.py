@@ -10,7 +10,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -88,23 +88,30 @@ class Jsonl:
 
 
 class Csv:
-    """RFC 4180 with a header; lists as JSON in their cell, nothing for what is not known."""
+    """RFC 4180 with a header; lists as JSON in their cell, nothing for what is not known.
 
-    header = ",".join(FIELDS).encode() + b"\n"
+    Args:
+        columns: names of `Record`'s fields.
+    """
+
     _NUMBERS: Final = {"prompt_tokens": int, "completion_tokens": int, "seconds": float}
     _LISTS: Final = ("captions", "boxes")
+
+    def __init__(self, columns: Sequence[str] = FIELDS) -> None:
+        self.columns = columns
+        self.header = ",".join(columns).encode() + b"\n"
 
     def encode(self, record: Record) -> bytes:
         known = record.as_dict()
         known |= {n: json.dumps(known[n], ensure_ascii=False) for n in self._LISTS if n in known}
-        cells = ["" if (value := known.get(name)) is None else _quoted(str(value)) for name in FIELDS]
+        cells = ["" if (value := known.get(name)) is None else _quoted(str(value)) for name in self.columns]
         return (",".join(cells) + "\n").encode("utf-8", "surrogateescape")
 
     def decode(self, line: bytes) -> Record:
         rows = list(csv.reader(io.StringIO(line.decode("utf-8", "surrogateescape"), newline=""), strict=True))
-        if len(rows) != 1 or len(rows[0]) != len(FIELDS):
-            raise FormatError(f"{len(rows[0]) if rows else 0} fields, expected {len(FIELDS)}")
-        values: dict[str, Any] = {n: cell for n, cell in zip(FIELDS, rows[0], strict=True) if cell}
+        if len(rows) != 1 or len(rows[0]) != len(self.columns):
+            raise FormatError(f"{len(rows[0]) if rows else 0} fields, expected {len(self.columns)}")
+        values: dict[str, Any] = {n: cell for n, cell in zip(self.columns, rows[0], strict=True) if cell}
         values |= {n: kind(values[n]) for n, kind in self._NUMBERS.items() if n in values}
         values |= {n: parse_json(values[n]) for n in self._LISTS if n in values}
         if "error" not in values:
@@ -136,6 +143,19 @@ def _quoted(text: str) -> str:
 def table_for(path: Path) -> Table:
     """The table that a file's name asks for: CSV for `.csv`, otherwise JSONL."""
     return Csv() if path.suffix.lower() == ".csv" else Jsonl()
+
+
+def table_of(path: Path, file: BinaryIO) -> Table:
+    """The table that a file has: a CSV of an earlier version lacks columns that were added since."""
+    table = table_for(path)
+    if isinstance(table, Csv):
+        file.seek(0)
+        head = file.readline().removeprefix(codecs.BOM_UTF8)
+        columns = head.rstrip(b"\r\n").decode("utf-8", "replace").split(",")
+        known = len(set(columns)) == len(columns) and {"path", "caption"} <= set(columns) <= set(FIELDS)
+        if head.endswith(b"\n") and known:
+            return Csv(columns)
+    return table
 
 
 def scan(path: Path, file: BinaryIO, table: Table) -> Iterator[Line]:

@@ -28,7 +28,10 @@ def placed(layout: Layout, vision: Vision, key: str, source: Source | None = Non
     pieces = layout(vision)
     spans = [piece for piece in pieces if not isinstance(piece, str)]
     if len(spans) == 1:
-        return [piece if isinstance(piece, str) else VisionUnit(key, piece, source) for piece in pieces]
+        return [
+            piece if isinstance(piece, str) else VisionUnit(key, piece, source, vision.picture)
+            for piece in pieces
+        ]
     parts = None if source is None else _Parts(source, spans)
     found: list[str | VisionUnit] = []
     i = 0

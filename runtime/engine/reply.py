@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -46,12 +46,17 @@ class Piece:
     with it; then the next piece has several tokens.
 
     Attributes:
+        text: for people, see `Reply.text`; empty while the model writes the coordinates of a box.
         logprobs: of the tokens, where they were asked for.
+        raw: the text as the model wrote it.
+        boxes: those that this piece completes, as in `Reply.boxes`.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    raw: str = ""
+    boxes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,17 @@ class Reply:
     """A finished reply.
 
     Attributes:
+        text: for people: where the model marked a box, its coordinates in pixels of the picture.
         tokens: as sampled, without the end token.
         finish_reason: "stop" (the model or a stop string ended it), "length" (max_tokens, or a full
             context) or "cancelled".
         seed: what the random numbers began with.
         dropped_messages: how many of the oldest messages had to be left out of the context.
+        raw: the text as the model wrote it, markup of boxes included.
+        boxes: {"label": …, "box": [left, top, right, bottom], "picture": number} each, or "point": [x, y], or
+            "quad": four of them; in pixels of the picture as it is shown, pictures counted from 1. Where the
+            prompt has no picture: in thousandths of the width and height, without "picture".
+        problems: mistakes of the model in marking boxes, in words.
     """
 
     text: str
@@ -119,14 +130,19 @@ class Reply:
     timings: Timings = field(default_factory=Timings)
     seed: int | None = None
     dropped_messages: int = 0
+    raw: str = ""
+    boxes: tuple[Mapping[str, Any], ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Reply({shown(self.text)}, {len(self.tokens)} tokens, {self.finish_reason!r})"
+        n = len(self.boxes)
+        boxes = f", {n} box{'es'[: 2 * (n > 1)]}" if n else ""
+        return f"Reply({shown(self.text)}, {len(self.tokens)} tokens, {self.finish_reason!r}{boxes})"
 
     @property
     def message(self) -> dict[str, Any]:
-        """The reply as a message of the conversation."""
-        return {"role": "assistant", "content": self.text}
+        """The reply as a message of the conversation, in the model's own words (`raw`)."""
+        return {"role": "assistant", "content": self.raw}
 
     @property
     def prefill_rate(self) -> float:

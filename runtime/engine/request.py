@@ -76,7 +76,7 @@ class Sample:
         if text:
             part = slice(self._reported, len(self.tokens))
             self._reported = len(self.tokens)
-            self.pieces.append(Piece(text, tuple(self.tokens[part]), tuple(self.logprobs[part])))
+            self.pieces.append(Piece(text, tuple(self.tokens[part]), tuple(self.logprobs[part]), raw=text))
 
 
 @dataclass(eq=False)

@@ -19,12 +19,15 @@ from qvl.runtime.engine.reply import FinishReason, Piece, Progress, Stream
 from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.text import StopStrings
+from qvl.runtime.engine.units import VisionUnit
 from qvl.runtime.errors import Cancelled, InputError, check_whole
 from qvl.runtime.grammar.schema import schema_to_grammar
+from qvl.runtime.grounding.box import Event
+from qvl.runtime.grounding.readable import ReadableReply
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.prompt.chatml import ChatTemplate
-from qvl.runtime.prompt.messages import Message
+from qvl.runtime.prompt.messages import Message, question_of
 
 MAX_TOKENS: Final = 1024
 MAX_SEED: Final = 0xFFFFFFFF
@@ -51,6 +54,7 @@ class Session:
         """The context belongs to the session from now on; each of its sequences is a slot."""
         self.engine = Engine(context, store)
         self._vocab = context.model.vocab
+        self._parser_of = template.rules.grounding
         self._defaults = defaults or Sampling()
         self._reader = Reader(template, store, context.model.vocab, context.n_ctx, on_drop)
         self._lock = threading.RLock()  # of the drafts
@@ -233,9 +237,15 @@ class Session:
             reserve = min(max_tokens, self.n_ctx // 8)
             units = self._reader.read(messages, draft, reserve, progress, number_images, complete=True)
             request = Request(units, (sampler,), max_tokens, stop)
+            pictures = [unit.picture for unit in units if isinstance(unit, VisionUnit) and unit.picture]
+            readable = ReadableReply(self._parser_of, pictures, question_of(messages))
+            draft.readable = readable
             job = draft.job = self.engine.submit(request, draft.cancelled)
             try:
-                yield from self._pieces(job, progress)
+                for piece in self._pieces(job, progress):
+                    yield _readable(piece, readable, readable.feed(piece.raw))
+                if rest := readable.finish():
+                    yield _readable(Piece("", ()), readable, rest)
             finally:
                 draft.cancel()  # where it has not ended, nobody reads it any more
                 self._reader.remember(job.samples[0].text, job.samples[0].tokens)
@@ -270,3 +280,10 @@ class Session:
             with self._lock:
                 if self._drafts.get(thread) is draft:
                     del self._drafts[thread]
+
+
+def _readable(piece: Piece, reply: ReadableReply, events: Sequence[Event]) -> Piece:
+    """The piece with the text and boxes that it completes."""
+    text = "".join(event.text for event in events)
+    boxes = tuple(reply.json(event.box) for event in events if event.box is not None)
+    return replace(piece, text=text, boxes=boxes)

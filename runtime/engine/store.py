@@ -131,7 +131,7 @@ class EmbeddingStore:
         if vision is None:
             patches = backend.prepare(chunk, progress)
             grid = merged(patches.grid_thw, backend.merge_size)
-            vision = Vision(chunk.kind, grid, patches.seconds, patches.fps)
+            vision = Vision(chunk.kind, grid, patches.seconds, patches.fps, patches.picture)
             with self._lock:
                 self._visions[key] = vision
                 for old in list(self._visions)[: max(0, len(self._visions) - _MAX_UNITS)]:

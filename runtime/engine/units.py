@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.vision.preprocess import Patches
+from qvl.runtime.vision.size import PictureInfo
 
 
 class Span(Protocol):
@@ -43,11 +44,13 @@ class VisionUnit:
         key: what its embeddings are found by; two units with one key are the same picture.
         span: its cells and positions.
         source: gives its patches, as long as its embeddings may still have to be made.
+        picture: sizes and name; None for videos, and where they are not known.
     """
 
     key: str
     span: Span
     source: Callable[[], Patches] | None = field(default=None, compare=False, repr=False)
+    picture: PictureInfo | None = field(default=None, compare=False, repr=False)
 
 
 Unit: TypeAlias = int | VisionUnit

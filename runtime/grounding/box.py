@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 Size: TypeAlias = tuple[int, int]
 Choose: TypeAlias = Callable[[str], tuple[int, Size] | None]
@@ -50,6 +50,16 @@ class Box:
         if self.shape == "point":
             return {"label": self.label, "point": list(points[0])}
         return {"label": self.label, "quad": [list(point) for point in points]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], width: int, height: int) -> Self:
+        """The reverse of `json`, for a picture of this size in pixels."""
+        if "box" in value:
+            points = [value["box"][:2], value["box"][2:]]
+        else:
+            points = [value["point"]] if "point" in value else value["quad"]
+        scaled = tuple((x * SCALE / width, y * SCALE / height) for x, y in points)
+        return cls(value.get("label", ""), scaled, value.get("picture"))
 
 
 def within(points: Sequence[tuple[float, float]], *, upright: bool) -> tuple[tuple[float, float], ...]:

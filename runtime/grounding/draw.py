@@ -6,8 +6,8 @@ or light text, whichever reads better, on a plate of its box's colour. Sizes fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -46,14 +46,15 @@ _WORLD_FONTS = (
 )
 
 
-def draw(image: ImageSource, boxes: Sequence[Box]) -> Image.Image:
+def draw(image: ImageSource, boxes: Sequence[Box | Mapping[str, Any]]) -> Image.Image:
     """Draw boxes and their labels into a copy of a picture.
 
     Boxes with the same label have one colour; boxes without a label each have their own.
 
     Args:
         image: see `qvl.runtime.vision.image.ImageSource`.
-        boxes: in the order in which they are drawn; the first is on top where labels would overlap.
+        boxes: as parsed or as in `Reply.boxes`, in pixels of this picture. They are drawn in this order; the
+            first is on top where labels would overlap.
 
     Returns:
         A PIL image of mode RGB, upright, of the picture's size; a small picture is enlarged, so that the
@@ -63,17 +64,18 @@ def draw(image: ImageSource, boxes: Sequence[Box]) -> Image.Image:
         ImageError: the picture cannot be read.
     """
     picture = open_picture(image).copy()
+    placed = [box if isinstance(box, Box) else Box.from_json(box, *picture.size) for box in boxes]
     enlarge = -(-_SMALL // max(picture.size))
     if enlarge > 1:
         size = (picture.width * enlarge, picture.height * enlarge)
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     line = max(2, round((picture.width * picture.height) ** 0.5 / 200))
-    colours = _colours(boxes)
-    for box, colour in zip(boxes, colours, strict=True):
+    colours = _colours(placed)
+    for box, colour in zip(placed, colours, strict=True):
         _outline(pen, box.pixels(*picture.size), line, colour)
     taken: list[Rectangle] = []
-    for box, colour in zip(boxes, colours, strict=True):
+    for box, colour in zip(placed, colours, strict=True):
         if box.label:
             _label(pen, picture.size, box, line, colour, taken)
     return picture

@@ -90,6 +90,13 @@ def parse_turn(i: int, message: Message) -> Turn:
     return Turn(role, parts, {"role": role, "content": [_as_template(part) for part in parts], **extra})
 
 
+def question_of(messages: Sequence[Message]) -> str:
+    """The text of the last user's message, pictures left out."""
+    i = next((i for i in reversed(range(len(messages))) if messages[i].get("role") == "user"), None)
+    parts = () if i is None else parse_turn(i, messages[i]).parts
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
 def _as_template(part: str | VisionChunk) -> dict[str, str]:
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind, part.kind: ""}
 

@@ -11,6 +11,7 @@ from qvl.runtime.grounding.tags import QWEN2, GroundingParser
 from qvl.runtime.prompt.messages import VisionKind
 from qvl.runtime.prompt.positions import Span, VisionSpan
 from qvl.runtime.vision.grid import Grid
+from qvl.runtime.vision.size import PictureInfo
 
 CHATML: Final = (
     "{% set images = namespace(n=0) %}{% set videos = namespace(n=0) %}{% for message in messages %}"
@@ -35,12 +36,14 @@ class Vision:
         grid: (frame pairs, rows, columns) of tokens.
         seconds: time of each frame of a video in the video; empty for pictures.
         fps: frames that were taken of each second of a video.
+        picture: sizes and name of a picture, where they are known.
     """
 
     kind: VisionKind
     grid: Grid
     seconds: tuple[float, ...] = ()
     fps: float = 2.0
+    picture: PictureInfo | None = None
 
 
 class ParserFactory(Protocol):

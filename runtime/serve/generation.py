@@ -11,8 +11,9 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from qvl.runtime.engine.reply import TokenLogprob
-from qvl.runtime.grounding.box import SCALE, Box, Event
-from qvl.runtime.grounding.mention import picture_of
+from qvl.runtime.engine.units import VisionUnit
+from qvl.runtime.grounding.box import Event
+from qvl.runtime.grounding.readable import ReadableReply
 from qvl.runtime.model import Model
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.prompt import Prepared, prepare
@@ -62,12 +63,11 @@ class Choice:
 
     def __init__(self, index: int, model: Model, prepared: Prepared) -> None:
         self._index = index
-        self._pictures = [size for size in prepared.sizes if size is not None]
-        self._question = prepared.question
-        self._boxes = model.grounding(choose=self._where, resized=self._seen)
+        units = (unit for unit in prepared.request.units if isinstance(unit, VisionUnit))
+        pictures = [unit.picture for unit in units if unit.picture is not None]
+        self._readable = ReadableReply(model.template.rules.grounding, pictures, prepared.question)
         self._tools = ToolParser() if prepared.tools else None
         self._raw: list[str] = []
-        self._shown: list[str] = []
         self._called = False
 
     def feed(self, text: str, logprobs: Sequence[TokenLogprob]) -> Delta:
@@ -93,34 +93,20 @@ class Choice:
         events: list[Event] = []
         for part in parts:
             if isinstance(part, str):
-                events += self._boxes.feed(part)
+                events += self._readable.feed(part)
         if text is None:
-            events += self._boxes.finish()
+            events += self._readable.finish()
         shown = "".join(event.text for event in events)
-        self._shown.append(shown)
-        boxes = tuple(self._box(event.box, event.text) for event in events if event.box is not None)
+        boxes = tuple(
+            {**self._readable.json(event.box), "text": event.text.strip()}
+            for event in events
+            if event.box is not None
+        )
         finish = raw = None
         if reason is not None:
             finish = "tool_calls" if self._called else "length" if reason == "length" else "stop"
-            raw = self.raw if self.raw != "".join(self._shown) else None
+            raw = self.raw if self.raw != self._readable.text else None
         return Delta(self._index, shown, boxes, calls, logprobs, finish, raw)
-
-    def _where(self, reply: str) -> tuple[int, tuple[int, int]] | None:
-        """The picture that the next box is in: its number and size."""
-        if not self._pictures:
-            return None
-        names = [f"\0{i}" for i in range(len(self._pictures))]  # sent without names
-        number = picture_of(reply, self._question, names)
-        return number, self._pictures[number - 1].sent
-
-    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size in which the model sees a picture that was sent in this one."""
-        return next((each.seen for each in self._pictures if each.sent == size), size)
-
-    def _box(self, box: Box, text: str) -> dict[str, Any]:
-        size = (SCALE, SCALE) if box.picture is None else self._pictures[box.picture - 1].sent
-        picture = {} if box.picture is None else {"picture": box.picture}
-        return {**box.json(*size), **picture, "text": text.strip()}
 
 
 @dataclass
@@ -179,7 +165,7 @@ class Generation:
                     if first:
                         self.state.metrics.first_token.observe(time.perf_counter() - self._started)
                         first = False
-                    yield choices[index].feed(piece.text, piece.logprobs)
+                    yield choices[index].feed(piece.raw, piece.logprobs)
                 for index, reason in update.ended:
                     if reason == "cancelled":
                         raise ApiError(503, "the reply was cancelled", code="cancelled")

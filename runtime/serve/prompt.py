@@ -21,18 +21,9 @@ from qvl.runtime.serve import media
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.schemas import ChatMessage, ChatRequest, NamedTool, Part, ResponseFormat, Url
 from qvl.runtime.serve.state import State
-from qvl.runtime.vision.image import open_picture
 
 DEFAULT_TOKENS: Final = 1024
 _ROLES: Final = {"developer": "system"}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A picture's (width, height) in pixels, as it was sent and as the model sees it."""
-
-    sent: tuple[int, int]
-    seen: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,6 @@ class Prepared:
     """A request that is ready for the engine.
 
     Attributes:
-        sizes: of the prompt's pictures and videos; None for a video.
         question: the text of the last message, which may say which picture is meant.
         image_tokens: of the prompt.
         seeds: of each reply.
@@ -49,7 +39,6 @@ class Prepared:
     """
 
     request: Request
-    sizes: tuple[Sizes | None, ...]
     question: str
     image_tokens: int
     seeds: tuple[int, ...]
@@ -117,7 +106,6 @@ def _prepare(state: State, body: ChatRequest, model: Model, reader: _Reader) -> 
     pictures = [unit for unit in units if isinstance(unit, VisionUnit)]
     return Prepared(
         request,
-        tuple(reader.sizes),
         reader.question,
         n_vision_cells(pictures),
         seeds,
@@ -134,7 +122,6 @@ class _Reader:
         self._store = state.uploads
         self._count = 0
         self.uploads: list[Path] = []
-        self.sizes: list[Sizes | None] = []
         self.question = ""
 
     def message(self, i: int, message: ChatMessage) -> dict[str, Any]:
@@ -172,7 +159,6 @@ class _Reader:
         )
 
     def _video(self, source: bytes | Path, part: Part) -> dict[str, Any]:
-        self.sizes.append(None)
         if isinstance(source, bytes):
             source = self._store.take(source)
             self.uploads.append(source)
@@ -183,12 +169,8 @@ class _Reader:
     def _image(self, source: bytes | Path, part: Part, detail: str | None) -> dict[str, Any]:
         bounds, vision = self._bounds(part), self._model.vision
         given = Bounds(**bounds, detail="low" if detail == "low" else None)
-        bounded = given.apply(vision.preprocessor, vision.config)
         if given.detail is not None:
-            bounds["max_pixels"] = bounded.max_pixels
-        sent = open_picture(source).size
-        height, width = bounded.size(sent[1], sent[0])
-        self.sizes.append(Sizes(sent, (width, height)))
+            bounds["max_pixels"] = given.apply(vision.preprocessor, vision.config).max_pixels
         return {"type": "image", "image": source if isinstance(source, bytes) else str(source), **bounds}
 
     def _bounds(self, part: Part) -> dict[str, int]:

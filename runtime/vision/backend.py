@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from qvl.runtime.files import file_identity
 from qvl.runtime.prompt.messages import VisionChunk
@@ -12,6 +14,7 @@ from qvl.runtime.prompt.rules import Layout
 from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
+from qvl.runtime.vision.size import PictureInfo
 from qvl.runtime.vision.video import load_video
 
 
@@ -38,7 +41,12 @@ class EncoderBackend:
             preprocessor = preprocessor.with_pixels(
                 *(int(options[name]) if name in options else None for name in ("min_pixels", "max_pixels"))
             )
-        return preprocessor.image(open_picture(chunk.source))
+        picture = open_picture(chunk.source)
+        patches = preprocessor.image(picture)
+        _, rows, columns = patches.grid_thw
+        seen = (columns * preprocessor.patch_size, rows * preprocessor.patch_size)
+        name = Path(chunk.source).name if isinstance(chunk.source, str | os.PathLike) else ""
+        return replace(patches, picture=PictureInfo(picture.size, seen, name))
 
     def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
         return self._encoder.encode_steps(inputs)

@@ -24,6 +24,7 @@ from qvl.runtime.errors import GGUFError, ImageError, InputError, check_whole
 from qvl.runtime.vision.grid import Grid, merged, n_patches
 from qvl.runtime.vision.header import value
 from qvl.runtime.vision.image import MAX_ASPECT_RATIO
+from qvl.runtime.vision.size import PictureInfo
 from qvl.runtime.vision.video_options import VideoOptions
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8]
@@ -105,12 +106,14 @@ class Patches:
             picture's temporal patch are equal.
         grid_thw: (t, h, w), the grid in patches, before merging.
         seconds, fps: of a video: the time of each frame, and how many were taken of each second.
+        picture: sizes and name of the picture; None for videos, and where they are not known.
     """
 
     pixel_values: NDArray[np.float32]
     grid_thw: Grid
     seconds: tuple[float, ...] = ()
     fps: float = 2.0
+    picture: PictureInfo | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,21 @@ from qvl.runtime.vision.image import open_picture
 _TOLD_BY_HEADER: Final = ("JPEG", "WEBP")
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = (5, 6, 7, 8)  # by a quarter
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """A picture of a prompt, as far as boxes in the reply depend on it.
+
+    Attributes:
+        size: (width, height) in pixels as it is shown, after EXIF rotation.
+        seen: (width, height) in pixels in which the model sees it.
+        name: of its file; empty where it came without one.
+    """
+
+    size: tuple[int, int]
+    seen: tuple[int, int]
+    name: str = ""
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -51,13 +51,13 @@ def captions(
 
 
 def texts(records: dict[str, Record]) -> dict[str, str | None]:
-    return {name: record.caption for name, record in records.items()}
+    return {name: record.raw or record.caption for name, record in records.items()}
 
 
 def alone(model: Model, path: Path, prompt: str = "Describe this image.") -> str:
     content = [{"type": "image", "image": str(path)}, {"type": "text", "text": prompt}]
     messages = [{"role": "user", "content": content}]
-    return model.generate(messages, max_tokens=12, temperature=0).result().text.strip()
+    return model.generate(messages, max_tokens=12, temperature=0).result().raw.strip()
 
 
 @pytest.mark.parametrize("parallel", [1, 3, 8])
@@ -120,7 +120,7 @@ def test_the_prompt_and_its_place_matter(model: Model, pictures: Path) -> None:
     messages = [
         {"role": "user", "content": ["See ", {"type": "image", "image": str(pictures / "3.png")}, " now, 3."]}
     ]
-    expected = model.generate(messages, max_tokens=12, temperature=0).result().text.strip()
+    expected = model.generate(messages, max_tokens=12, temperature=0).result().raw.strip()
     assert before["3.png"].caption == expected != plain["3.png"].caption
 
 
@@ -161,7 +161,7 @@ def test_videos_are_captioned_as_videos(model: Model, tmp_path: Path) -> None:
         {"type": "text", "text": "Describe this image."},
     ]
     expected = model.generate([{"role": "user", "content": content}], max_tokens=12, temperature=0).result()
-    assert record.caption == expected.text.strip()
+    assert record.caption == expected.raw.strip()
     assert record.prompt_tokens == expected.usage.prompt_tokens
 
 

@@ -99,7 +99,7 @@ def test_results_saved_by_a_spreadsheet_or_an_editor_go_on(tmp_path: Path, saved
 
 def test_another_header_is_still_refused(tmp_path: Path) -> None:
     path = tmp_path / "o.csv"
-    path.write_bytes(Csv.header.replace(b",", b";") + b"a;b\n")
+    path.write_bytes(Csv().header.replace(b",", b";") + b"a;b\n")
     with pytest.raises(Exception, match="the header is not that of captions"):
         Ledger(path, {})
     assert path.read_bytes().startswith(b"path;")

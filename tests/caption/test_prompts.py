@@ -115,8 +115,8 @@ def test_a_prompt_beside_the_picture_comes_first(tmp_path: Path, name: str) -> N
 
 
 def test_wording() -> None:
-    wording = Wording(prefix="photo, ", suffix=" --v 5", triggers=("sks", "red"), start="A red")
-    assert wording.caption(" square.\n") == "sks, photo, A red square. --v 5"
+    wording = Wording(prefix="photo, ", suffix=" --v 5", triggers=("sks", "red"))
+    assert wording.caption("A red square.\n") == "sks, photo, A red square. --v 5"
     assert Wording().caption("  text ") == "text"
 
 

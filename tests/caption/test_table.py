@@ -27,6 +27,7 @@ RECORDS = st.builds(
     completion_tokens=st.none() | st.integers(0, 9999),
     seconds=st.none() | st.floats(0, 1e6, allow_nan=False),
     boxes=st.just(()) | st.just(({"label": 'a, "b"', "box": [1, 2, 3, 4]},)),
+    raw=st.none() | TEXT.filter(bool),
 ) | st.builds(Record, path=NAMES, error=TEXT.filter(bool), sha256=st.just("ab" * 32))
 TABLES = st.sampled_from([Jsonl(), Csv()])
 

@@ -105,7 +105,7 @@ def test_a_conversation(chat: Callable[..., Terminal], model: Model, home: Path)
 def test_several_pictures(chat: Callable[..., Terminal], model: Model, home: Path) -> None:
     messages = [asked(picture(TALL), picture(ONE), FIND)]
     found = model.session().generate(messages, max_tokens=96, temperature=0.0).result()
-    boxes = parse_grounding(found.text, Image.open(ONE).size)
+    boxes = parse_grounding(found.raw, Image.open(ONE).size)
     terminal = chat("--image", str(TALL), "--image", str(ONE))
     assert terminal.text.endswith("[tall.png, one.png] >>> ")
     said = says(terminal, FIND)

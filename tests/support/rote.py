@@ -6,10 +6,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from qvl.runtime.engine.reply import Reply
+from PIL import Image
+
+from qvl.runtime.engine.reply import Piece, Reply
+from qvl.runtime.grounding.readable import ReadableReply
+from qvl.runtime.grounding.tags import GroundingParser
+from qvl.runtime.prompt.messages import question_of
+from qvl.runtime.vision.size import PictureInfo
 
 
 @dataclass
@@ -27,7 +32,11 @@ class RoteSession:
         self.prompts.append(messages)
         self.settings.append(kwargs)
         words = [word for word in re.split(r"(?<= )", self.answer.format(len(self.prompts))) if word]
-        return RoteStream(words, self.interrupt_after)
+        pictures = [part["image"] for m in messages if isinstance(m["content"], list)
+                    for part in m["content"] if part["type"] == "image"]  # fmt: skip
+        sizes = [(Image.open(path).size, Path(path).name) for path in pictures]
+        infos = [PictureInfo(size, size, name) for size, name in sizes]
+        return RoteStream(words, self.interrupt_after, infos, question_of(messages))
 
     def prefill(self, messages: list[dict[str, Any]], **kwargs: Any) -> None:
         self.looked_at.append(messages)
@@ -37,19 +46,31 @@ class RoteSession:
 class RoteStream:
     pieces: list[str]
     interrupt_after: int | None
+    pictures: list[PictureInfo]
+    question: str
     dropped_messages: int = 0
+    cancelled: bool = False
 
-    def __iter__(self) -> Iterator[Any]:
+    def __post_init__(self) -> None:
+        self._readable = ReadableReply(GroundingParser, self.pictures, self.question)
+
+    def __iter__(self) -> Iterator[Piece]:
         for i, text in enumerate(self.pieces):
             if i == self.interrupt_after:
                 raise KeyboardInterrupt
-            yield SimpleNamespace(text=text)
+            yield Piece("".join(event.text for event in self._readable.feed(text)), (), raw=text)
+        yield Piece("".join(event.text for event in self._readable.finish()), ())
 
     def cancel(self) -> None:
-        self.pieces = []
+        self.cancelled = True
 
     def result(self) -> Reply:
-        return Reply("".join(self.pieces), (), "stop" if self.pieces else "cancelled")
+        self._readable.finish()
+        found = self._readable
+        return Reply(
+            found.text, (), "cancelled" if self.cancelled else "stop", raw=found.raw,
+            boxes=tuple(found.boxes), problems=tuple(found.problems),
+        )  # fmt: skip
 
 
 def question(picture: Path, text: str) -> dict[str, Any]:

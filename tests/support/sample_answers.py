@@ -70,7 +70,7 @@ def questions() -> Iterator[Question]:
 
 def reply(model: Model, question: Question) -> str:
     content = [*question.media, {"type": "text", "text": question.text}]
-    return model.generate([{"role": "user", "content": content}], max_tokens=60, temperature=0).result().text
+    return model.generate([{"role": "user", "content": content}], max_tokens=60, temperature=0).result().raw
 
 
 def main() -> None:

@@ -40,6 +40,6 @@ class Answerer:
         replies = []
         for n, (question, _) in enumerate(item.turns):
             messages.append({"role": "user", "content": content(item, question) if n == 0 else question})
-            replies.append(self.model.generate(messages, max_tokens=120, temperature=0).result().text)
+            replies.append(self.model.generate(messages, max_tokens=120, temperature=0).result().raw)
             messages.append({"role": "assistant", "content": replies[-1]})
         return replies
