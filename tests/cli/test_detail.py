@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qvl.cli.chat.attachments import Attachment, attach
-from qvl.cli.chat.conversation import Conversation
 from qvl.cli.chat.detail import DetailPolicy
 from qvl.cli.main import run
 from qvl.convert import Converted
@@ -21,8 +18,10 @@ from qvl.runtime import load
 from qvl.runtime.detail.bounds import LOW_TOKENS, Detail
 from qvl.runtime.detail.cost import Throughput
 from qvl.runtime.detail.throughput import keep_throughput, known_throughput, refined
+from qvl.runtime.engine.units import VisionUnit
 from qvl.runtime.measure.speed import measure
 from qvl.runtime.model import Model
+from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.vision.video import load_video
 
 LOW = LOW_TOKENS * 28 * 28
@@ -167,8 +166,17 @@ def test_a_chat_says_what_it_shrinks(
 def test_boxes_are_read_in_the_size_that_a_picture_was_given(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (400, 300)).save(path)
-    pictures = [Attachment(kind="image", path=path, options=(("max_pixels", 20_000),))]
-    conversation: Any = SimpleNamespace(model=model, _seen=lambda: pictures)
-    small = model.vision.preprocessor.with_pixels(max_pixels=20_000).size(300, 400)
-    assert Conversation._resized(conversation, (400, 300)) == small[::-1]
-    assert Conversation._resized(conversation, (56, 28)) == model.vision.preprocessor.size(28, 56)[::-1]
+    bounded = VisionChunk("image", str(path), (("max_pixels", 20_000),))
+    plain = VisionChunk("image", str(path))
+    sizes = [
+        (unit.picture.size, unit.picture.seen, unit.picture.name)
+        for chunk in (bounded, plain)
+        for unit in model.store.place(chunk)
+        if isinstance(unit, VisionUnit) and unit.picture is not None
+    ]
+    preprocessor = model.vision.preprocessor
+    small = preprocessor.with_pixels(max_pixels=20_000).size(300, 400)[::-1]
+    assert sizes == [
+        ((400, 300), small, "a.png"),
+        ((400, 300), preprocessor.size(300, 400)[::-1], "a.png"),
+    ]

@@ -61,7 +61,7 @@ def images(pictures: Pictures) -> list[dict[str, Any]]:
 
 def answer(model: Model, media: list[dict[str, Any]], question: str) -> str:
     messages = [{"role": "user", "content": [*media, {"type": "text", "text": question}]}]
-    return model.generate(messages, max_tokens=60, temperature=0).result().text.strip()
+    return model.generate(messages, max_tokens=60, temperature=0).result().raw.strip()
 
 
 def motion(clip: Clip) -> Asked:

@@ -73,7 +73,7 @@ def partings(made: Converted, expected: list[Expected], **options: Any) -> list[
             if list(reply.tokens) != theirs:
                 pairs = zip([*reply.tokens, -1], e.tokens, strict=False)
                 at = next(n for n, (a, b) in enumerate(pairs) if a != b)
-                said = f"{e.messages[0]['content'][-1]['text']} {reply.text}, token {at}"
+                said = f"{e.messages[0]['content'][-1]['text']} {reply.raw!r}, token {at}"
                 out.append((e.ahead[at], f"{said}: {e.ahead[at]:.1e}"))
     return out
 
