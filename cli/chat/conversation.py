@@ -17,12 +17,14 @@ from qvl.cli.chat.background import Background
 from qvl.cli.chat.sessions import Saved
 from qvl.cli.options import SamplingOptions
 from qvl.runtime.errors import InputError
-from qvl.runtime.grounding.tags import parse_grounding
+from qvl.runtime.grounding.readable import read_reply
+from qvl.runtime.grounding.tags import GroundingParser
 
 if TYPE_CHECKING:
     from qvl.runtime.engine.reply import Progress, Reply
     from qvl.runtime.engine.session import Session
     from qvl.runtime.model import Model
+    from qvl.runtime.vision.size import PictureInfo
 
 Message = dict[str, Any]
 
@@ -117,8 +119,7 @@ class Conversation:
 
     def box_json(self, box: Mapping[str, Any]) -> dict[str, Any]:
         """A box with the path of the picture that it is in."""
-        number = box.get("picture")
-        return {**box, **({} if number is None else {"image": str(self.pictures[number - 1])})}
+        return _with_image(box, self.pictures)
 
     @property
     def media(self) -> list[Path]:
@@ -259,7 +260,8 @@ class Conversation:
             given: settings that go before the saved ones where they are not the default.
         """
         self.clear()
-        self.messages, self.system = [_restored(message) for message in saved.messages], saved.system
+        self.messages = [_restored(saved.messages, i) for i in range(len(saved.messages))]
+        self.system = saved.system
         known = {f.name for f in fields(SamplingOptions)}
         settings = {k: v for k, v in saved.settings.items() if k in known}
         if given is not None:
@@ -278,15 +280,35 @@ def _saved(message: Message) -> Message:
     return {"role": message["role"], "content": message["shown"], "raw": written, "boxes": boxes}
 
 
-def _restored(message: Message) -> Message:
-    """The reverse of `_saved`; of a file from before it was so, what the model wrote is made readable."""
+def _restored(messages: list[Message], i: int) -> Message:
+    """The reverse of `_saved` for the i-th message; files of earlier versions have only the raw text."""
+    message = messages[i]
     content = message["content"]
     if isinstance(message.get("raw"), str):
         return {"role": message["role"], "content": message["raw"], "shown": content,
                 "boxes": message.get("boxes", [])}  # fmt: skip
     if message["role"] == "assistant" and isinstance(content, str) and "<|box_start|>" in content:
-        return {**message, "shown": parse_grounding(content).text, "boxes": []}
+        asked = [_split(m["content"]) for m in messages[:i] if m["role"] == "user"]
+        paths = [a.path for _, attached in asked for a in attached if a.kind == "image"]
+        reply = read_reply(content, GroundingParser, _infos(paths), asked[-1][0] if asked else "")
+        boxes = [_with_image(box, paths) for box in reply.boxes]
+        return {**message, "shown": reply.text, "boxes": boxes}
     return message
+
+
+def _infos(paths: list[Path]) -> list[PictureInfo]:
+    """Sizes and names of pictures; nothing where one of them cannot be read any more."""
+    from qvl.runtime.vision.size import PictureInfo, size_of
+
+    try:
+        return [PictureInfo(size_of(path), size_of(path), path.name) for path in paths]
+    except InputError:
+        return []
+
+
+def _with_image(box: Mapping[str, Any], paths: list[Path]) -> dict[str, Any]:
+    number = box.get("picture")
+    return {**box, **({} if number is None else {"image": str(paths[number - 1])})}
 
 
 def _split(content: str | list[dict[str, Any]]) -> tuple[str, list[Attachment]]:

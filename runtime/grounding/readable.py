@@ -6,11 +6,13 @@ Chat, captions, sessions, the server and `Reply.text` all take their text from h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvl.runtime.grounding.box import SCALE, Box, Event, Parser, Size
 from qvl.runtime.grounding.mention import picture_of
-from qvl.runtime.vision.size import PictureInfo
+
+if TYPE_CHECKING:
+    from qvl.runtime.vision.size import PictureInfo
 
 
 class ReadableReply:

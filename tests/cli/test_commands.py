@@ -194,6 +194,25 @@ def test_a_saved_reply_is_readable_and_goes_back_as_it_was(
     assert session.prompts[-1][1] == {"role": "assistant", "content": f"It is {BOX} here"}
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_session_of_an_earlier_version_is_made_readable(
+    repl: Repl, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_there: bool
+) -> None:
+    messages = [question(picture, "where?"), {"role": "assistant", "content": f"It is {BOX} here"}]
+    old = {"qvl_session": 1, "model": None, "system": None, "settings": {}, "messages": messages}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    if not is_there:
+        picture.write_bytes(b"damaged")
+    repl.handle(f"/load {tmp_path}/old.json")
+    box = [20, 20, 100, 90] if is_there else [100, 200, 500, 900]  # thousandths where there is no size
+    assert f"It is the bike {box} here" in capsys.readouterr().err
+    assert repl.conversation.messages[-1]["content"] == messages[-1]["content"]
+    where = {"picture": 1, "image": str(picture)} if is_there else {}
+    saved = repl.conversation.saved().messages[-1]
+    assert saved["boxes"] == [{"label": "the bike", "box": box, **where}]
+    assert (saved["content"], saved["raw"]) == (f"It is the bike {box} here", messages[-1]["content"])
+
+
 def test_draw_writes_over_no_input_and_asks_before_it_overwrites(
     repl: Repl, session: RoteSession, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
