@@ -126,8 +126,8 @@ def _chunks(m: Any, context: int, picture: Picture, prompt: bytes) -> Iterator[i
         m.mtmd_bitmap_free(bitmap)
 
 
-def transformers(mmproj: Path, threads: int) -> Contender:
-    """The tower of transformers in bfloat16, with random weights of the mmproj's shape.
+def transformers(mmproj: Path, kind: str, threads: int) -> Contender:
+    """The tower of transformers in "bf16" or "f32", with random weights of the mmproj's shape.
 
     Raises:
         ImportError: torch or transformers are not installed.
@@ -147,16 +147,17 @@ def transformers(mmproj: Path, threads: int) -> Contender:
         hidden_size=shape.n_out,
     )
     config._attn_implementation = "sdpa"
-    torch.set_default_dtype(torch.bfloat16)
+    dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[kind]
+    torch.set_default_dtype(dtype)
     tower = Qwen2VisionTransformerPretrainedModel(config).eval()
     torch.set_default_dtype(torch.float32)
 
     def encode(picture: Picture) -> Embeddings:
         patches = preprocessor.image(picture)
-        pixels = torch.from_numpy(patches.pixel_values).to(torch.bfloat16)
+        pixels = torch.from_numpy(patches.pixel_values).to(dtype)
         with torch.inference_mode():
             seen = tower(pixels, grid_thw=torch.tensor([patches.grid_thw]))
         embeddings: Embeddings = seen.pooler_output.float().numpy()
         return embeddings
 
-    return Contender("transformers", "bf16", encode)
+    return Contender("transformers", kind, encode)

@@ -39,6 +39,7 @@ from qvl.runtime.vision.encoder import VisionEncoder
 HERE = Path(__file__).resolve().parent
 SIZES = ("224", "448", "896", "1344", "1600x400")
 TYPES = ("f16", "q8_0", "q4_k")
+TORCH_TYPES = ("bf16", "f32")
 SECTIONS = ("encode", "profile", "packing", "programs")
 PACK = 8
 WARM_PATCHES = 256  # beyond, a round that does not count costs more than it tells
@@ -93,15 +94,23 @@ class Encode:
         self.args, self.text, self.mmprojs = args, text, mmprojs
 
     def contenders(self, stack: ExitStack) -> list[Contender]:
-        threads, found = self.args.threads, []
+        """Those that are asked for, loaded."""
+        threads, text, found = self.args.threads, self.text, []
         for kind, path in self.mmprojs.items():
-            found.append(contenders.ours(stack, path, kind, threads))
-            found.append(contenders.mtmd(stack, self.text, path, kind, threads))
+            if self._takes_part("qvl", kind):
+                found.append(contenders.ours(stack, path, kind, threads))
+            if self._takes_part("mtmd", kind):
+                found.append(contenders.mtmd(stack, text, path, kind, threads))
         try:
-            found.append(contenders.transformers(next(iter(self.mmprojs.values())), threads))
+            for kind in TORCH_TYPES:
+                if self._takes_part("transformers", kind):
+                    found.append(contenders.transformers(next(iter(self.mmprojs.values())), kind, threads))
         except ImportError as e:
             print(f"without transformers: {e}", file=sys.stderr)
         return found
+
+    def _takes_part(self, program: str, kind: str) -> bool:
+        return not self.args.only or f"{program} {kind.upper()}" in self.args.only
 
     def check(self, found: list[Contender]) -> None:
         """Both sides must see the same: their embeddings differ by rounding alone."""
@@ -117,7 +126,6 @@ class Encode:
         with ExitStack() as stack:
             found = self.contenders(stack)
             self.check(found)
-            found = [c for c in found if not self.args.only or c.name in self.args.only]
             for size in self.args.sizes:
                 width, height = parse_size(size)
                 print(size, file=sys.stderr)

@@ -26,9 +26,11 @@ struct wide {
 };
 #endif
 
+#define BYTE_UNIT (BYTE_OFFSET == 0 ? 1 : -BYTE_OFFSET)
+
 struct bytes {
     float scale;
-    int32_t sum; /* of q */
+    int32_t sum; /* of BYTE_UNIT * q: where weights are stored with an offset, sums of products begin with it */
     int8_t q[BYTE_BLOCK];
 };
 
@@ -65,6 +67,10 @@ INLINE void put_wide(struct wide * out, const float * x) {
 #endif
 }
 
+INLINE int32_t across_sum_int(vi x) {
+    return (int32_t) across_sum(to_float(x)); /* exact below 2^24 */
+}
+
 /* BYTE_BLOCK floats. */
 INLINE void put_bytes(struct bytes * out, const float * x) {
     const float top = largest(x, BYTE_BLOCK), inverse = top > 0.0f ? BYTE_LIMIT / top : 0.0f;
@@ -76,10 +82,7 @@ INLINE void put_bytes(struct bytes * out, const float * x) {
         memcpy(out->q + i, &q, sizeof q);
         sum += whole;
     }
-    out->sum = 0;
-    for (int i = 0; i < LANES; i++) {
-        out->sum += sum[i];
-    }
+    out->sum = BYTE_UNIT * across_sum_int(sum);
 }
 
 /* Values [first, first + n) of a row in one of the formats; first is a multiple of WIDE_BLOCK, n at most that. x

@@ -18,3 +18,11 @@ INLINE vf larger(vf a, vf b) { return (vf) _mm512_max_ps((__m512) a, (__m512) b)
 INLINE vf smaller(vf a, vf b) { return (vf) _mm512_min_ps((__m512) a, (__m512) b); }
 INLINE float across_max(vf x) { return _mm512_reduce_max_ps((__m512) x); }
 INLINE float across_sum(vf x) { return _mm512_reduce_add_ps((__m512) x); }
+
+/* The lanes of a and b in turns: the first halves to *first, the rest to *second. */
+INLINE void zip(vi a, vi b, vi * first, vi * second) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    *first = (vi) _mm512_permutex2var_epi32((__m512i) a, low, (__m512i) b);
+    *second = (vi) _mm512_permutex2var_epi32((__m512i) a, high, (__m512i) b);
+}

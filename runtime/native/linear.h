@@ -1,8 +1,8 @@
 /* Linear layers: act(W x + bias), to which a tensor is added or by which it is multiplied.
  *
- * Weights stay in the file's type, mapped: a panel of them at a time is turned into what the product reads, which
- * costs little beside multiplying it with hundreds of columns. What follows the product, and the rounding for the
- * next layer, happens while its tile is at hand.
+ * Weights stay in the file's type, mapped. DEPTH inputs of a tile's rows at a time are packed into the panels that
+ * the product reads, which fit L1 or nearly so; every column's DEPTH inputs are then read once for all rows of the
+ * tile. Activation, residual and the rounding for the next layer follow while the tile's sums are in L2.
  */
 #pragma once
 
@@ -54,26 +54,29 @@ static void tile(struct ggml_tensor * dst, char * memory, int64_t start, int64_t
     const int format = takes(w->type);
     const int64_t n_in = w->ne[0], n = end - start, x_stride = (int64_t) x->nb[1];
     const int64_t row = row_bytes(format, DEPTH);
-    char * panel = memory;
-    char * tail = panel + PANEL_BYTES;
+    char * panels = memory;
+    char * tail = panels + TILE / PANEL * PANEL_BYTES;
     float * sums = (float *) (tail + (ROWS * row + 63) / 64 * 64);
     memset(sums, 0, (size_t) (n + ROWS) * TILE * sizeof *sums);
-    for (int part = 0; part < rows; part += PANEL) {
-        for (int64_t k = 0; k < n_in; k += DEPTH) {
-            const int depth = n_in - k < DEPTH ? (int) (n_in - k) : DEPTH;
-            pack_weights(panel, kind, w, first + part, rows - part < PANEL ? rows - part : PANEL, k, depth);
-            for (int64_t j = 0; j < n; j += ROWS) {
-                const char * columns = (const char *) x->data + (start + j) * x_stride + row_bytes(format, k);
-                int64_t stride = x_stride;
-                if (n - j < ROWS) { /* the last columns, with zeros for those that are not there */
-                    memset(tail, 0, (size_t) (ROWS * row));
-                    for (int r = 0; r < n - j; r++) {
-                        memcpy(tail + r * row, columns + r * stride, (size_t) row_bytes(format, depth));
-                    }
-                    columns = tail;
-                    stride = row;
+    for (int64_t k = 0; k < n_in; k += DEPTH) {
+        const int depth = n_in - k < DEPTH ? (int) (n_in - k) : DEPTH;
+        for (int part = 0; part < rows; part += PANEL) {
+            const int present = rows - part < PANEL ? rows - part : PANEL;
+            pack_weights(panels + part / PANEL * PANEL_BYTES, kind, w, first + part, present, k, depth);
+        }
+        for (int64_t j = 0; j < n; j += ROWS) {
+            const char * columns = (const char *) x->data + (start + j) * x_stride + row_bytes(format, k);
+            int64_t stride = x_stride;
+            if (n - j < ROWS) { /* the last columns, with zeros for those that are not there */
+                memset(tail, 0, (size_t) (ROWS * row));
+                for (int r = 0; r < n - j; r++) {
+                    memcpy(tail + r * row, columns + r * stride, (size_t) row_bytes(format, depth));
                 }
-                multiply(sums + j * TILE + part, panel, kind, columns, stride, depth);
+                columns = tail;
+                stride = row;
+            }
+            for (int part = 0; part < rows; part += PANEL) {
+                multiply(sums + j * TILE + part, panels + part / PANEL * PANEL_BYTES, kind, columns, stride, depth);
             }
         }
     }
@@ -92,7 +95,7 @@ static void linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
     const int64_t block = ((n + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
     const int64_t row = row_bytes(takes(dst->src[0]->type), DEPTH);
     void * base;
-    char * memory = allocate((size_t) (PANEL_BYTES + ROWS * row + 64 + (COLUMNS + 2 * ROWS) * TILE * 4), &base);
+    char * memory = allocate((size_t) (TILE / PANEL * PANEL_BYTES + ROWS * row + 64 + (COLUMNS + 2 * ROWS) * TILE * 4), &base);
     for (int64_t task; (task = qvl_next_task(params, blocks * tiles, nth)) >= 0;) {
         const int64_t start = task / tiles * block, first = task % tiles * TILE;
         if (memory == NULL) {

@@ -29,6 +29,12 @@ INLINE vf smaller(vf a, vf b) { return (vf) vminq_f32((float32x4_t) a, (float32x
 INLINE float across_max(vf x) { return vmaxvq_f32((float32x4_t) x); }
 INLINE float across_sum(vf x) { return vaddvq_f32((float32x4_t) x); }
 
+/* The lanes of a and b in turns: the first halves to *first, the rest to *second. */
+INLINE void zip(vi a, vi b, vi * first, vi * second) {
+    *first = (vi) vzip1q_s32((int32x4_t) a, (int32x4_t) b);
+    *second = (vi) vzip2q_s32((int32x4_t) a, (int32x4_t) b);
+}
+
 INLINE vf wide_dot(vf acc, vi w, vi x) {
     return (vf) vfmaq_f32((float32x4_t) acc, (float32x4_t) w, (float32x4_t) x);
 }

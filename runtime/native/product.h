@@ -18,21 +18,51 @@ enum {
 #define WIDE_PANEL_BYTES ((int64_t) VECTORS * VECTOR_BYTES * (WIDE_INTEGER + WIDE_STEPS))
 #define BYTE_PANEL_BYTES ((int64_t) VECTORS * VECTOR_BYTES * (2 + BYTE_STEPS))
 
+/* n steps (4 bytes each, a multiple of LANES) of LANES rows, to columns `width` rows apart. */
+INLINE void pack_steps(char * out, int width, const char * rows, int64_t row_stride, int n) {
+    for (int s = 0; s < n; s += LANES) {
+        vi block[LANES];
+        for (int i = 0; i < LANES; i++) {
+            block[i] = load_int(rows + i * row_stride + 4 * s);
+        }
+        transpose(block);
+        for (int i = 0; i < LANES; i++) {
+            store_int(out + (int64_t) (s + i) * width * 4, block[i]);
+        }
+    }
+}
+
 /* Rows of wide blocks to a panel of `vectors` registers. */
 INLINE void pack_wide(char * panel, const struct wide * rows, int64_t blocks_per_row, int blocks, int vectors) {
     const int n = vectors * LANES;
+    const int64_t stride = blocks_per_row * (int64_t) sizeof(struct wide);
     for (int b = 0; b < blocks; b++, panel += WIDE_PANEL_BYTES) {
-        uint32_t * out = (uint32_t *) panel;
+        char * out = panel;
 #if WIDE_INTEGER
         for (int i = 0; i < n; i++) {
-            memcpy(out + i, &rows[i * blocks_per_row + b].scale, 4);
+            memcpy(out + 4 * i, &rows[i * blocks_per_row + b].scale, 4);
         }
-        out += n;
+        out += 4 * n;
 #endif
-        for (int i = 0; i < n; i++) {
-            const uint16_t * in = (const uint16_t *) rows[i * blocks_per_row + b].q;
-            for (int s = 0; s < WIDE_STEPS; s++) {
-                memcpy(out + s * n + i, in + 2 * s, 4);
+        for (int c = 0; c < n; c += LANES) {
+            pack_steps(out + 4 * c, n, (const char *) rows[c * blocks_per_row + b].q, stride, WIDE_BLOCK / WIDE_GROUP);
+        }
+    }
+}
+
+/* The bytes of PANEL rows, n inputs, to a panel, behind the scales of each block. LANES steps are whole blocks, or
+ * blocks whole registers; what is past n is not read by the product. */
+INLINE void pack_bytes(char * panel, const uint8_t * rows, int64_t stride, int n) {
+    for (int s = 0; s < n / 4; s += LANES) {
+        for (int c = 0; c < VECTORS; c++) {
+            vi block[LANES];
+            for (int i = 0; i < LANES; i++) {
+                block[i] = load_int(rows + (c * LANES + i) * stride + 4 * s);
+            }
+            transpose(block);
+            for (int i = 0; i < LANES; i++) {
+                char * out = panel + (s + i) / BYTE_STEPS * BYTE_PANEL_BYTES + 2 * VECTORS * VECTOR_BYTES;
+                store_int(out + ((s + i) % BYTE_STEPS * VECTORS + c) * VECTOR_BYTES, block[i]);
             }
         }
     }
@@ -140,10 +170,9 @@ INLINE void multiply_bytes(float * sums, int64_t sums_stride, const char * panel
         const char * q = x + offsetof(struct bytes, q);
         vi acc[ROWS][VECTORS];
         for (int r = 0; r < ROWS; r++) {
-            int32_t sum;
-            memcpy(&sum, x + r * x_stride + offsetof(struct bytes, sum), 4);
+            const vi start = has_min || BYTE_OFFSET == 0 ? splat_int(0) : spread(x + r * x_stride + offsetof(struct bytes, sum));
             for (int c = 0; c < VECTORS; c++) {
-                acc[r][c] = splat_int(has_min ? 0 : -BYTE_OFFSET * sum);
+                acc[r][c] = start;
             }
         }
         byte_steps(acc, values, q, x_stride, flush);

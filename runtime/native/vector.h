@@ -6,6 +6,7 @@
 #include <string.h>
 
 typedef int16_t vh __attribute__((vector_size(2 * LANES)));
+typedef uint16_t vhu __attribute__((vector_size(2 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 
 INLINE vf load(const void * p) {
@@ -21,6 +22,18 @@ INLINE vi load_int(const void * p) {
 }
 
 INLINE void store(void * p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE void store_int(void * p, vi x) { memcpy(p, &x, sizeof x); }
+
+/* A matrix of LANES rows and columns, transposed by log2(LANES) perfect shuffles. */
+INLINE void transpose(vi * rows) {
+    for (int step = 1; step < LANES; step *= 2) {
+        vi next[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            zip(rows[i], rows[i + LANES / 2], &next[2 * i], &next[2 * i + 1]);
+        }
+        memcpy(rows, next, sizeof next);
+    }
+}
 
 /* The 4 bytes at p in every lane. */
 INLINE vi spread(const void * p) {
