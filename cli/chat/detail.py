@@ -100,8 +100,14 @@ class DetailPolicy:
         if tokens <= room:
             return smaller
         frames = max(FRAME_FACTOR, whole.n_frames * room // tokens // FRAME_FACTOR * FRAME_FACTOR)
-        few = (("max_frames", frames), ("min_frames", min(frames, preprocessor.sampling.min_frames)))
-        return replace(smaller, options=(*smaller.options, *few))
+        lasts = whole.seconds or whole.n_frames / preprocessor.sampling.fps
+        text = self.estimator.video(replace(whole, n_frames=frames, seconds=lasts)).text_tokens
+        few = (
+            ("total_pixels", max(1, room - text) * preprocessor.factor**2),
+            ("max_frames", frames),
+            ("min_frames", min(frames, preprocessor.sampling.min_frames)),
+        )
+        return replace(attachment, options=(*attachment.options, *few))
 
     def _plan(self, attachment: Attachment) -> VideoPlan:
         path, preprocessor = attachment.path, self.model.vision.preprocessor

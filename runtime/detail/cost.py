@@ -40,11 +40,13 @@ class Cost:
         size: (width, height) in pixels after resizing.
         tokens: of the context.
         seconds: to encode and to prefill it, estimated; None where the throughput is not known.
+        text_tokens: how many of the tokens are text, the times of a video (Qwen3-VL).
     """
 
     size: tuple[int, int]
     tokens: int
     seconds: float | None
+    text_tokens: int = 0
 
 
 def work(config: Config, patches: int) -> float:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 from qvl.runtime.detail.bounds import Bounds
 from qvl.runtime.detail.cost import Cost, Throughput, cost, seconds
 from qvl.runtime.detail.throughput import keep_throughput, known_throughput, refined
+from qvl.runtime.prompt.rules import Vision
 from qvl.runtime.vision.preprocess import Preprocessor
 from qvl.runtime.vision.video import FRAME_FACTOR, VideoPlan
+from qvl.runtime.vision.video_options import VideoOptions
 
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
@@ -55,13 +57,15 @@ class Estimator:
         return cost(self.preprocessor(bounds), width, height, self._model.vision.config, self.throughput)
 
     def video(self, plan: VideoPlan) -> Cost:
-        """Cost of a video; attention stays within each temporal patch."""
-        vision = self._model.vision
+        """Cost of a video, the text of its times included; attention stays within each temporal patch."""
+        vision, template = self._model.vision, self._model.template
+        steps, factor = -(-plan.n_frames // FRAME_FACTOR), vision.preprocessor.factor
         height, width = plan.size
-        tokens = height * width // vision.preprocessor.factor**2
-        steps = -(-plan.n_frames // FRAME_FACTOR)
+        grid = (steps, height // factor, width // factor)
+        cells = template.n_cells(template.rules.layout(Vision("video", grid, _times(plan))))
+        tokens = height * width // factor**2
         spent = steps * seconds(vision.config, self.throughput, tokens)
-        return Cost((width, height), steps * tokens, spent)
+        return Cost((width, height), cells, spent, cells - steps * tokens)
 
     def _refine(self, patches: int, spent: float) -> None:
         before = self.throughput
@@ -69,3 +73,9 @@ class Estimator:
         change = abs(found.encode_seconds / before.encode_seconds - 1)
         if found.measured and (not before.measured or change > _CHANGE):
             keep_throughput(self._model, found)
+
+
+def _times(plan: VideoPlan) -> tuple[float, ...]:
+    """Seconds of each frame; frames without a rate are taken as two a second."""
+    lasts = plan.n_frames / VideoOptions.fps if plan.seconds is None else plan.seconds
+    return tuple(i * lasts / plan.n_frames for i in range(plan.n_frames))

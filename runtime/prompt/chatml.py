@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from qvl.runtime.errors import PromptError
 from qvl.runtime.prompt.messages import Message, VisionChunk, nonempty, parse_turn
+from qvl.runtime.prompt.positions import Span
 from qvl.runtime.prompt.rules import PromptRules
 from qvl.runtime.prompt.sandbox import ChatTemplateError, CompiledTemplate
 
@@ -156,6 +157,11 @@ class ChatTemplate:
             chunks += [TextChunk(tuple(tokens)), unit] if tokens else [unit]
             tokens.clear()
         return [*chunks, TextChunk(tuple(tokens))] if tokens else chunks
+
+    def n_cells(self, pieces: Sequence[str | Span]) -> int:
+        """KV cells of what a layout (`PromptRules.layout`) makes of a picture or video."""
+        units: Iterable[int | Span] = self._tokens(pieces, None)
+        return sum(1 if isinstance(unit, int) else unit.n_tokens for unit in units)
 
     def _render(self, variables: dict[str, Any], visions: Sequence[VisionChunk]) -> str:
         """The template's text, with a placeholder for every picture and video."""

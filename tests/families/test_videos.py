@@ -5,12 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from support.families import write_family
 
+from qvl.cli.chat.attachments import attach
+from qvl.cli.chat.detail import DetailPolicy
+
+from qvl.convert import convert
+from qvl.runtime import load
+from qvl.runtime.detail.cost import Throughput
+from qvl.runtime.detail.throughput import keep_throughput
+from qvl.runtime.engine.units import n_cells
 from qvl.runtime.families.table import named
 from qvl.runtime.prompt.positions import Span, TextSpan, mrope_positions
 from qvl.runtime.prompt.rules import Vision
@@ -236,3 +247,21 @@ def test_positions_are_transformers(name: str) -> None:
         found, after = mrope_positions(spans)
         assert np.array_equal(found, expected), spans
         assert after == following
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_chat_gives_a_long_video_half_the_context(name: str, tmp_path: Path) -> None:
+    """Cells of the text of times, which Qwen3-VL has before every frame pair, count."""
+    files = convert(write_family(tmp_path / "model", name), tmp_path, "q8_0", "q8_0")
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "0000.png")
+    for i in range(1, 600):
+        (folder / f"{i:04}.png").hardlink_to(folder / "0000.png")
+    [clip] = attach([str(folder)], "video")
+    with load(files.text, files.mmproj, device="cpu", n_ctx=1024) as model:
+        keep_throughput(model, Throughput(256, 0.5, 0.0))
+        bounded = DetailPolicy(model, "auto").bounded(clip)
+        part = {"type": "video", "video": str(folder), **dict(bounded.options)}
+        units = model.template.units([{"role": "user", "content": [part]}], model._store.place)
+        assert 256 < n_cells(units) <= 512 + 32
