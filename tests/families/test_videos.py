@@ -16,7 +16,6 @@ from support.families import write_family
 
 from qvl.cli.chat.attachments import attach
 from qvl.cli.chat.detail import DetailPolicy
-
 from qvl.convert import convert
 from qvl.runtime import load
 from qvl.runtime.detail.cost import Throughput
