@@ -192,11 +192,19 @@ def parse_json(text: str | bytes) -> Any:
     return json.loads(text)
 
 
-def as_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON in plain UTF-8; where a file name is no valid UTF-8, all is escaped."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+def as_json(value: Any, *, indent: int | None = None, compact: bool = False) -> str:
+    """JSON in plain UTF-8; where a string is not valid Unicode, such as some file names, all is escaped.
+
+    Args:
+        compact: without spaces after commas and colons.
+
+    Raises:
+        ValueError: with `compact`, a number that is not finite.
+    """
+    more: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False} if compact else {"indent": indent}
+    text = json.dumps(value, ensure_ascii=False, **more)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # lone surrogates, with which Python stands in for stray bytes
-        return json.dumps(value, indent=indent)
+        return json.dumps(value, **more)
     return text

@@ -142,8 +142,8 @@ def _check_sizes(gguf: GGUFFile, h: TextHparams, values: dict[str, Any]) -> None
         )
     if h.n_expert_used > h.n_expert:
         raise _error(gguf, f"{h.n_expert_used} experts are used of {h.n_expert}")
-    if h.n_deepstack > h.n_layer:
-        raise _error(gguf, f"{h.n_deepstack} deepstack layers of {h.n_layer}")
+    if h.n_deepstack >= h.n_layer:  # the last layer's output has the rows of the sampled tokens alone
+        raise _error(gguf, f"{h.n_deepstack} deepstack layers of {h.n_layer}, expected fewer")
 
 
 def _check_tensors(gguf: GGUFFile, hparams: TextHparams) -> None:

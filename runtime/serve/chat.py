@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from qvl.runtime.engine.reply import TokenLogprob
 from qvl.runtime.model import Model
 from qvl.runtime.serve.documented import ERRORS
+from qvl.runtime.serve.errors import Json
 from qvl.runtime.serve.generation import Delta, Generation, Progress
 from qvl.runtime.serve.schemas import ChatRequest
 from qvl.runtime.serve.state import State
@@ -43,7 +44,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     model, _ = state.ready()
     choices = [_choice(i, [d for d in deltas if d.index == i], body, model) for i in range(body.n)]
     usage = {"usage": generation.usage, "timings": generation.timings}
-    return JSONResponse({**head, "object": "chat.completion", "choices": choices, **usage})
+    return Json({**head, "object": "chat.completion", "choices": choices, **usage})
 
 
 def _choice(index: int, deltas: list[Delta], body: ChatRequest, model: Model) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError, QvlError
+from qvl.runtime.files import as_json
 
 log = logging.getLogger("qvl.serve")
 
@@ -72,6 +73,13 @@ def from_error(error: BaseException) -> ApiError:
     return ApiError(500, f"unexpected {type(error).__name__}", code="internal")
 
 
+class Json(JSONResponse):
+    """A response in JSON; it may quote what a client sent, lone surrogates included."""
+
+    def render(self, content: Any) -> bytes:
+        return as_json(content, compact=True).encode()
+
+
 def response_of(error: ApiError) -> JSONResponse:
     """The response that tells an error."""
     headers = {}
@@ -79,9 +87,7 @@ def response_of(error: ApiError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        body_of(error.status, str(error), error.code, error.param), error.status, headers=headers
-    )
+    return Json(body_of(error.status, str(error), error.code, error.param), error.status, headers=headers)
 
 
 def install(app: FastAPI) -> None:

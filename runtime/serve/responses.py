@@ -9,9 +9,10 @@ from itertools import count
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from qvl.runtime.serve.documented import ERRORS
+from qvl.runtime.serve.errors import Json
 from qvl.runtime.serve.generation import Delta, Generation
 from qvl.runtime.serve.schemas import (
     ChatMessage,
@@ -56,7 +57,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     if body.stream:
         return Events(_stream(generation, head, message), "responses", state)
     deltas = await collect(generation, request, "responses", state)
-    return JSONResponse(_finished(head, message, deltas, generation))
+    return Json(_finished(head, message, deltas, generation))
 
 
 def _as_chat(body: ResponsesRequest) -> ChatRequest:

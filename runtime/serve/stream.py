@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from qvl.runtime.files import as_json
 from qvl.runtime.serve.errors import ApiError, body_of, from_error
 from qvl.runtime.serve.generation import Delta, Generation
 from qvl.runtime.serve.state import State
@@ -18,7 +18,7 @@ from qvl.runtime.serve.state import State
 def event(data: dict[str, Any], name: str | None = None) -> str:
     """A server-sent event."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"{head}data: {as_json(data, compact=True)}\n\n"
 
 
 class Events(StreamingResponse):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.families import write_family
 from support.gguf_edit import edit
 
 from qvl.cli.chat import sessions
-from qvl.convert import Converted
+from qvl.convert import Converted, convert
 from qvl.convert.checkpoint import parse_json as parse_checkpoint_json
 from qvl.convert.checkpoint import read_json
 from qvl.runtime import load
@@ -99,6 +100,22 @@ def test_fields_of_an_importance_matrix(tmp_path: Path, key: str, value: object)
 def test_schemas_of_other_shapes(schema: dict[str, object]) -> None:
     with pytest.raises(InputError, match="the JSON schema"):
         schema_to_grammar(schema if "type" in schema else {"type": "object", **schema})
+
+
+def test_an_importance_matrix_without_inputs(tmp_path: Path) -> None:
+    write_imatrix(tmp_path / "i.gguf", Imatrix({"a.weight": Entry(np.ones(0), 1)}))
+    with pytest.raises(GGUFError, match=r"i\.gguf: a\.weight has 0 sums"):
+        read_imatrix(tmp_path / "i.gguf")
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
+def test_deepstack_features_of_the_last_layer(tmp_path: Path, family: str) -> None:
+    """llama.cpp adds them to the rows of sampled tokens alone: an assertion that ends the process."""
+    text = convert(write_family(tmp_path / "c", family), tmp_path / "out", "q8_0", "q8_0").text
+    key = f"{family.replace('_', '')}.n_deepstack_layers"
+    bad = edit(text, tmp_path / "bad.gguf", metadata={key: 4})
+    with pytest.raises(GGUFError, match=r"bad\.gguf: 4 deepstack layers of 4, expected fewer"):
+        load(bad, device="cpu")
 
 
 def test_patches_that_the_encoder_does_not_take(tiny_model: Converted, tmp_path: Path) -> None:

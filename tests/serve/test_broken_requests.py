@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,3 +33,23 @@ def test_no_request_breaks_the_server(server: Running, path: str) -> None:
     check()
     assert seen
     assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_surrogate_pair_is_answered(server: Running, stream: bool) -> None:
+    """JSON may hold one; the request is echoed in the response, which must be UTF-8."""
+    body = {"input": "Hi", "instructions": "\udcff", "max_output_tokens": 1, "stream": stream}
+    head = {"Content-Type": "application/json"}
+    done = httpx.post(f"{server.url}/v1/responses", content=json.dumps(body), headers=head, timeout=60)
+    assert done.status_code == 200
+    assert "server_error" not in done.text
+    if not stream:
+        assert done.json()["instructions"] == "\udcff"
+
+
+def test_an_error_that_quotes_half_a_surrogate_pair(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "\udcff:x"}]}]}
+    head = {"Content-Type": "application/json"}
+    done = httpx.post(f"{server.url}/v1/chat/completions", content=json.dumps(body), headers=head, timeout=60)
+    assert done.status_code == 400
+    assert done.json()["error"]["message"]
