@@ -145,6 +145,7 @@ def make_imatrix(work: Path, rng: Random) -> Path:
             f"blk.{i}.attn_q.weight": Entry(np.ones(256), 3, np.ones((1, 256, 256), np.float32))
             for i in range(2)
         }
+        entries["blk.0.ffn_gate_exps.weight"] = Entry(np.ones((4, 256)), np.array([1, 2, 0, 3]))
         write_imatrix(seed, Imatrix(entries, ("a",), 3, 512, {"qvl.imatrix.plan": "x", "qvl.n": 3}))
     out.write_bytes(mutate_gguf(seed.read_bytes(), rng))
     return out
