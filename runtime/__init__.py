@@ -1,4 +1,4 @@
-"""Run Qwen2-VL: see a picture, read a prompt, reply.
+"""Runs Qwen vision-language models: pictures and a prompt in, a reply out.
 
 >>> from qvl.runtime import load
 >>> with load("Qwen2-VL-2B-Q4_K_M.gguf") as model:  # doctest: +SKIP

@@ -1,21 +1,22 @@
-"""A model, ready to answer: the text GGUF, the image encoder, and the conversations on them. Glue only."""
+"""A loaded model: the decoder, the image encoder, and the conversations on them. Glue only."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvl.runtime.engine.batches import batches
-from qvl.runtime.engine.reply import Progress, Reply, Stream
-from qvl.runtime.engine.session import MAX_TOKENS, Session
+from qvl.runtime.engine.options import ReplyOptions, explicit
+from qvl.runtime.engine.reply import Reply, Stream
+from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import VisionUnit, n_cells
 from qvl.runtime.errors import InputError, check_text, check_whole
@@ -34,7 +35,7 @@ from qvl.runtime.vision.encoder import Precision, VisionEncoder
 from qvl.runtime.vision.image import ImageSource
 
 Ahead: TypeAlias = Callable[[VisionEncoder], Iterable[VisionChunk]]
-"""Says what will be asked about."""
+"""Gives the pictures and videos that the first prompt will have."""
 
 N_CTX: Final = 8192
 _LOGIT_ROWS: Final = 128
@@ -58,7 +59,7 @@ def load(
     progress: Callable[[float], None] | None = None,
     ahead: Ahead | None = None,
 ) -> Model:
-    """Open a model.
+    """Load a model from its files.
 
     Args:
         path: a text GGUF, a folder with one and its mmproj, or None for the embedded model.
@@ -70,17 +71,17 @@ def load(
         min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
         kv_type: type of the KV cache: f16, f32 or q8_0.
         precision: of the image encoder: "auto", or "exact"; see `VisionEncoder`.
-        optimize: what the decoder should be fast at where a CPU cannot have both: "decode", one token at a
+        optimize: the workload that the decoder's memory layout favours on a CPU: "decode", one token at a
             time, or "prefill" and several sequences at a time, as `caption` runs them.
         cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
         progress: called with the fraction of the text model that is loaded.
-        ahead: says what will be asked about, in another thread; a CPU looks at that while the text model
-            loads.
+        ahead: gives the pictures and videos that the first prompt will have, called in another thread; on
+            a CPU they are encoded while the text model loads.
 
     Raises:
         InputError: no such file or device, or several files to choose from.
         GGUFError: a file that is damaged or of another kind, or two that do not belong together.
-        BackendError: llama.cpp refused, for want of memory as a rule.
+        BackendError: llama.cpp refused, mostly for too little memory.
     """
     check_text("device", device)
     for name, value in (("n_ctx", n_ctx), ("threads", threads)):
@@ -122,7 +123,7 @@ def load(
 
 
 class Model:
-    """A decoder with its image encoder. Use as a context manager, or call `close`.
+    """A decoder with its image encoder, as `load` opens it. Use as a context manager, or call `close`.
 
     Attributes:
         text: the decoder.
@@ -253,23 +254,8 @@ class Model:
         """
         return EmbeddingStore(EncoderBackend(self.vision), max_bytes=0)
 
-    def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int = MAX_TOKENS,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        grammar: str | None = None,
-        schema: Mapping[str, Any] | str | None = None,
-        number_images: bool = False,
-        progress: Progress | None = None,
-    ) -> Stream:
+    @explicit
+    def generate(self, messages: Sequence[Message], **options: Unpack[ReplyOptions]) -> Stream:
         """Reply to messages, as a stream of pieces of text; `result()` waits for the whole.
 
         Calls share one session: a prompt that begins like an earlier one costs only the difference. Those
@@ -300,47 +286,21 @@ class Model:
         with self._lock:
             if self._default is None:
                 self._default = self.session(slots=_SLOTS)
-        return self._default.generate(
-            messages,
-            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop,
-            grammar=grammar, schema=schema, number_images=number_images, progress=progress,
-        )  # fmt: skip
+        return self._default.generate(messages, **options)
 
-    def ask(
-        self,
-        picture: ImageSource,
-        question: str,
-        *,
-        max_tokens: int = MAX_TOKENS,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        grammar: str | None = None,
-        schema: Mapping[str, Any] | str | None = None,
-        number_images: bool = False,
-        progress: Progress | None = None,
-    ) -> Reply:
+    @explicit
+    def ask(self, picture: ImageSource, question: str, **options: Unpack[ReplyOptions]) -> Reply:
         """Reply to a question about a picture.
 
         >>> model.ask("photo.jpg", "What is this?").text  # doctest: +SKIP
 
         Args:
             picture: path, bytes, PIL image or uint8 array [h, w, 3].
-            Others: as for `generate`, as are the errors.
+            options: as for `generate`, as are the errors.
         """
         check_text("question", question)
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        return self.generate(
-            [{"role": "user", "content": content}],
-            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repeat_penalty=repeat_penalty, seed=seed, stop=stop,
-            grammar=grammar, schema=schema, number_images=number_images, progress=progress,
-        ).result()  # fmt: skip
+        return self.generate([{"role": "user", "content": content}], **options).result()
 
     def logits(self, messages: Sequence[Message], *, number_images: bool = False) -> NDArray[np.float32]:
         """Logits at every position of the prompt with its generation header, vision positions included.

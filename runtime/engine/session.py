@@ -7,13 +7,14 @@ rest. So a new turn costs its own tokens, and editing or undoing one is nothing 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import fields, replace
+from typing import Any, Final, Unpack
 
 from qvl.runtime.engine.draft import Draft
 from qvl.runtime.engine.engine import Engine
+from qvl.runtime.engine.options import MAX_TOKENS, ReplyOptions, explicit, with_defaults
 from qvl.runtime.engine.reading import Reader
 from qvl.runtime.engine.reply import FinishReason, Piece, Progress, Stream
 from qvl.runtime.engine.request import Job, Request
@@ -29,8 +30,7 @@ from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message, question_of
 
-MAX_TOKENS: Final = 1024
-MAX_SEED: Final = 0xFFFFFFFF
+_SAMPLING: Final = frozenset(field.name for field in fields(Sampling))
 
 
 class Session:
@@ -112,102 +112,35 @@ class Session:
             raise Cancelled("stopped while reading the prompt")
         return job.prompt_tokens - job.cached_tokens
 
-    def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int = MAX_TOKENS,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        grammar: str | None = None,
-        schema: Mapping[str, Any] | str | None = None,
-        number_images: bool = False,
-        progress: Progress | None = None,
-    ) -> Stream:
+    @explicit
+    def generate(self, messages: Sequence[Message], **options: Unpack[ReplyOptions]) -> Stream:
         """Reply to a conversation.
-
-        Sampling settings that are None are the model's own (`general.sampling.*`), or greedy.
 
         Args:
             messages: see `ChatTemplate.render`.
-            max_tokens: longest reply.
-            stop: strings that end the reply, and are not part of it.
-            grammar: GBNF that the reply must fit.
-            schema: JSON schema that the reply must fit.
-            number_images: put "Picture 1: " before pictures.
-            progress: called while frames are read, pictures encoded, and the prompt prefilled.
+            options: see `Model.generate`.
 
         Raises:
-            InputError: a parameter out of bounds, a schema or grammar that cannot be used.
+            InputError: an option out of bounds, a schema or grammar that cannot be used.
             PromptError, ImageError, ContextFullError: raised by the stream, when the prompt is read.
         """
-        sampling = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repeat_penalty": repeat_penalty, "seed": seed,
-        }  # fmt: skip
-        [sampler] = self._samplers(1, sampling, max_tokens, stop, grammar, schema)
+        options = with_defaults(options)
+        sampler = self._sampler(options)
         draft = Draft(seed=sampler.seed)
-        steps = self._steps(messages, draft, sampler, tuple(stop), max_tokens, number_images, progress)
-        return Stream(steps, draft)
+        return Stream(self._steps(messages, draft, sampler, options), draft)
 
-    def submit(
-        self,
-        messages: Sequence[Message],
-        *,
-        n: int = 1,
-        max_tokens: int = MAX_TOKENS,
-        stop: Sequence[str] = (),
-        grammar: str | None = None,
-        schema: Mapping[str, Any] | str | None = None,
-        logprobs: int | None = None,
-        number_images: bool = False,
-        cancelled: threading.Event | None = None,
-        **sampling: float | None,
-    ) -> Job:
-        """Ask for n replies without a stream: they are made while somebody steps `engine`.
-
-        Args:
-            logprobs: how many of the likeliest tokens to report beside each one.
-            cancelled: ends the reading of the messages too.
-            sampling: as for `generate`; further replies have the seeds that follow.
-
-        Raises:
-            InputError, PromptError, ImageError, ContextFullError: as `generate` and its stream.
-            Cancelled: while the messages were read.
-        """
-        self.engine.check_process()
-        samplers = self._samplers(n, sampling, max_tokens, stop, grammar, schema)
-        draft = Draft(cancelled or threading.Event())
-        reserve = min(n * max_tokens, self.n_ctx // 8)
-        units = self._reader.read(messages, draft, reserve, None, number_images, complete=True)
-        request = Request(units, samplers, max_tokens, tuple(stop), logprobs)
-        return self.engine.submit(request, draft.cancelled)
-
-    def _samplers(
-        self,
-        n: int,
-        sampling: Mapping[str, float | None],
-        max_tokens: int,
-        stop: Sequence[str],
-        grammar: str | None,
-        schema: Mapping[str, Any] | str | None,
-    ) -> tuple[Sampler, ...]:
-        """A sampler for each of n replies, once all options are checked."""
-        check_whole("n", n, 1)
-        check_whole("max_tokens", max_tokens, 1)
+    def _sampler(self, options: ReplyOptions) -> Sampler:
+        """The sampler of a reply, once all its options are checked."""
+        check_whole("max_tokens", options["max_tokens"], 1)
+        grammar, schema = options["grammar"], options["schema"]
         if schema is not None and grammar is not None:
             raise InputError("a grammar and a schema, expected one of them")
-        StopStrings(stop)
-        chosen = self._defaults.override(**sampling)
+        StopStrings(options["stop"])
+        chosen: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
+        sampling = self._defaults.override(**chosen)
         if schema is not None:
             grammar = schema_to_grammar(schema)
-        seeds = [None if chosen.seed is None else (chosen.seed + i) % MAX_SEED for i in range(n)]
-        return tuple(Sampler(self._vocab, replace(chosen, seed=seed), grammar) for seed in seeds)
+        return Sampler(self._vocab, sampling, grammar)
 
     def clear(self) -> None:
         """Forget the conversation. The embeddings of its pictures stay at hand."""
@@ -224,19 +157,15 @@ class Session:
     # -- the reply
 
     def _steps(
-        self,
-        messages: Sequence[Message],
-        draft: Draft,
-        sampler: Sampler,
-        stop: tuple[str, ...],
-        max_tokens: int,
-        number_images: bool,
-        progress: Progress | None,
+        self, messages: Sequence[Message], draft: Draft, sampler: Sampler, options: ReplyOptions
     ) -> Generator[Piece, None, FinishReason]:
+        max_tokens, progress = options["max_tokens"], options["progress"]
         with self._current(draft):
             reserve = min(max_tokens, self.n_ctx // 8)
-            units = self._reader.read(messages, draft, reserve, progress, number_images, complete=True)
-            request = Request(units, (sampler,), max_tokens, stop)
+            units = self._reader.read(
+                messages, draft, reserve, progress, options["number_images"], complete=True
+            )
+            request = Request(units, (sampler,), max_tokens, tuple(options["stop"]))
             pictures = [unit.picture for unit in units if isinstance(unit, VisionUnit) and unit.picture]
             readable = ReadableReply(self._parser_of, pictures, question_of(messages))
             draft.readable = readable

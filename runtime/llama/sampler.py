@@ -113,7 +113,8 @@ class Sampler:
         """
         self._c = c = llama()
         self._vocab = vocab
-        self.seed = secrets.randbelow(_RANDOM_SEED) if sampling.seed is None else sampling.seed
+        seed = secrets.randbelow(_RANDOM_SEED) if sampling.seed is None else sampling.seed
+        self.seed = seed % _RANDOM_SEED
         self._chain = self._grammar = None
         if grammar is not None:
             self._grammar = self._parse(grammar)

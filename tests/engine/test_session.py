@@ -220,15 +220,3 @@ def test_clear_forgets_but_keeps_embeddings(session: Session, backend: FakeBacke
     reply = session.generate(messages, max_tokens=2, **GREEDY).result()
     assert reply.usage.cached_tokens == 0 and reply.usage.images_encoded == 0
     assert backend.encoded == [1]
-
-
-def test_asking_without_a_stream(session: Session) -> None:
-    messages = [user(image(56, 84), text("What?"))]
-    hot: dict[str, float] = {"temperature": 1.3, "top_k": 50}
-    streamed = session.generate(messages, max_tokens=9, seed=4, **hot).result()  # type: ignore[arg-type]
-    job = session.submit(messages, max_tokens=9, seed=4, logprobs=2, **hot)
-    while not job.done:
-        session.engine.step()
-    assert tuple(job.samples[0].tokens) == streamed.tokens and len(job.samples[0].logprobs) == 9
-    with pytest.raises(InputError, match="n is 0"):
-        session.submit(messages, n=0)

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import pydoc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 import qvl.runtime
 from qvl.models import embedded
 from qvl.runtime import Model, Record, Reply, Session, VisionEmbedding, load
+from qvl.runtime.engine.options import DEFAULTS
 from qvl.runtime.errors import BackendError, InputError
 
 PICTURE = embedded.path().parent / "samples" / "one.png"
@@ -49,6 +51,15 @@ def test_model_and_session_take_the_same_parameters() -> None:
     expected = parameters(Session.generate)
     assert parameters(Model.generate) == expected
     assert parameters(Model.ask)[3:] == expected[2:]
+
+
+def test_options_are_spelled_out_and_others_refused(model: Model) -> None:
+    shown = {p.name: p.default for p in parameters(Model.generate)[2:]}
+    assert shown == dict(DEFAULTS)
+    assert "temperature: 'float | None' = None" in pydoc.plain(pydoc.render_doc(Model.ask))
+    for call in (model.generate, model.session(n_ctx=64).generate):
+        with pytest.raises(TypeError, match="'temprature', expected one of max_tokens, temperature"):
+            call(MESSAGES, temprature=0.5)  # type: ignore[call-arg]
 
 
 def test_a_question_about_a_picture_is_one_line(model: Model) -> None:
@@ -164,7 +175,6 @@ def test_a_forked_child_gets_an_error_and_does_not_hang(model: Model) -> None:
         "context": lambda: model.context(n_ctx=64),
         "session.generate": lambda: session.generate(MESSAGES).result(),
         "session.prefill": lambda: session.prefill(MESSAGES),
-        "session.submit": lambda: session.submit(MESSAGES),
         "a stream under way": started.result,
         "encode": lambda: vision.encode([PICTURE]),
         "encode_patches": lambda: vision.encode_patches([patches]),
