@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qvl.cli import options
-from qvl.cli.output import Output, format_table, human_bytes, human_seconds
+from qvl.cli.layout import format_table
+from qvl.cli.output import Output, human_bytes, human_seconds
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def bench(
     if json:
         out.json(as_json(subject, describe_machine(), speed), indent=2)
     else:
-        out.line(as_text(subject, describe_machine(), speed))
+        out.page(as_text(subject, describe_machine(), speed, out.width))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def parse_size(text: str) -> Size:
     return int(match[1]), int(match[2] or match[1])
 
 
-def as_text(subject: Subject, machine: Machine, speed: Speed) -> str:
+def as_text(subject: Subject, machine: Machine, speed: Speed, width: int | None = None) -> str:
     """The table for people."""
     rows = [("load", "", human_seconds(subject.load_seconds), "")]
     rows += [
@@ -140,7 +141,7 @@ def as_text(subject: Subject, machine: Machine, speed: Speed) -> str:
         (w, h), first = speed.asked, speed.first_token
         rows.append((f"first token about {w} x {h}", f"{first.amount} tokens", f"{first.median:.3f} s", ""))
     rows.append(("peak memory", "", human_bytes(speed.peak_bytes), ""))
-    return "\n".join([*_setting(subject, machine), "", format_table(rows)])
+    return "\n".join([*_setting(subject, machine), "", format_table(rows, width=width)])
 
 
 def _setting(subject: Subject, machine: Machine) -> list[str]:

@@ -28,7 +28,7 @@ def cache(clear: Clear = False, json: options.Json = False) -> None:
     if json:
         out.json({name: str(stats[name]) if name == "directory" else stats[name] for name in _SHOWN})
     elif clear:
-        out.line(f"{human_bytes(freed)} freed in {stats['directory']}")
+        out.page(f"{human_bytes(freed)} freed in {stats['directory']}")
     else:
         size = f"{human_bytes(stats['n_bytes'])} of at most {human_bytes(stats['max_bytes'])}"
-        out.line(f"{stats['entries']} pictures and videos, {size}, in {stats['directory']}")
+        out.page(f"{stats['entries']} pictures and videos, {size}, in {stats['directory']}")

@@ -140,7 +140,7 @@ class CaptionRun:
         record = json.loads(line)
         for text in record.get("captions") or [record["caption"]]:
             if text is not None:
-                self.out.line(f"{record['path']}: {text}")
+                self.out.page(f"{record['path']}: {text}")
 
     def _drive(self, book: Book) -> int:
         # A bar would stand in the way of records on the same terminal, which show by themselves how it goes.

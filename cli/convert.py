@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvl.cli import options
-from qvl.cli.output import Output, format_table, human_bytes, human_seconds
+from qvl.cli.layout import format_table
+from qvl.cli.output import Output, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from qvl.convert import Converted
@@ -102,10 +103,10 @@ def convert(
     if json:
         out.json(as_json(done), indent=2)
     else:
-        out.note(as_text(done))
+        out.note(as_text(done, out.note_width))
 
 
-def as_text(done: Converted) -> str:
+def as_text(done: Converted, width: int | None = None) -> str:
     """The table at the end: for each file its tensors and bytes by type, then time and both paths."""
     blocks = []
     for file in done.files:
@@ -117,7 +118,7 @@ def as_text(done: Converted) -> str:
         rows.append(("header", "", human_bytes(header_bytes), ""))
         rows.append(("all", str(file.n_tensors), human_bytes(file.n_bytes), f"{file.bits_per_weight:.2f}"))
         header = ("type", "tensors", "size", "bits per weight")
-        blocks.append(f"{file.path.name}\n{format_table(rows, header, indent=2)}")
+        blocks.append(f"{file.path.name}\n{format_table(rows, header, indent=2, width=width)}")
         if file.fallbacks:
             names = ", ".join(f"{f.name} ({f.n_per_row} a row)" for f in file.fallbacks[:3])
             more = f" and {len(file.fallbacks) - 3} more" if len(file.fallbacks) > 3 else ""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qvl.cli import options
-from qvl.cli.output import Output, format_table, human_bytes, printable
+from qvl.cli.layout import format_table
+from qvl.cli.output import Output, human_bytes, printable
 from qvl.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def inspect(
     if json:
         out.json(reports if path.is_dir() else reports[0], indent=2)
     else:
-        out.line(printable("\n\n".join(map(as_text, reports))))
+        out.page(printable("\n\n".join(as_text(report, out.width) for report in reports)))
 
 
 def show_memory(
@@ -80,7 +81,7 @@ def show_memory(
         out.json({**asdict(found), "total": found.total}, indent=2)
         return
     rows = [(name, human_bytes(size)) for name, size in memory_rows(found, n_ctx)]
-    out.line(format_table([*rows, ("peak", human_bytes(found.total))]))
+    out.page(format_table([*rows, ("peak", human_bytes(found.total))], width=out.width))
 
 
 def gguf_files(path: Path) -> list[Path]:
@@ -186,7 +187,7 @@ def _picture_tokens(meta: Mapping[str, Any]) -> dict[str, int] | None:
     return {"min": low, "max": high}
 
 
-def as_text(report: Mapping[str, Any]) -> str:
+def as_text(report: Mapping[str, Any], width: int | None = None) -> str:
     """The report for people."""
     title = report["name"] or Path(report["path"]).stem
     hyperparameters = [(key, _brief(value)) for key, value in report["hyperparameters"].items()]
@@ -194,21 +195,23 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"{report['path']}  ({human_bytes(report['bytes'])})\n"
         f"  {title}: {report['architecture']}, {report['parameters'] / 1e6:,.1f} M parameters, "
         f"{report['bits_per_weight']} bits per weight",
-        "hyperparameters\n" + format_table(hyperparameters, indent=2),
+        "hyperparameters\n" + format_table(hyperparameters, indent=2, width=width),
         "tensors\n"
         + format_table(
             [(row["type"], str(row["tensors"]), human_bytes(row["bytes"])) for row in report["tensors"]],
             header=("type", "tensors", "size"),
             indent=2,
+            width=width,
         ),
     ]
     if tokenizer := report["tokenizer"]:
-        blocks.append("tokenizer\n" + format_table([(k, _brief(v)) for k, v in tokenizer.items()], indent=2))
+        rows = [(k, _brief(v)) for k, v in tokenizer.items()]
+        blocks.append("tokenizer\n" + format_table(rows, indent=2, width=width))
     if tokens := report["picture_tokens"]:
         blocks.append(f"a picture takes {tokens['min']} to {tokens['max']} tokens of the context")
     memory = [("weights", human_bytes(report["memory"]["weights"]))]
     memory += [(f"context of {n} tokens", human_bytes(b)) for n, b in report["memory"]["kv_cache"].items()]
-    blocks.append("memory\n" + format_table(memory, indent=2))
+    blocks.append("memory\n" + format_table(memory, indent=2, width=width))
     return "\n\n".join(blocks)
 
 

@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from qvl.cli.commands import COMMANDS, overview
 
@@ -28,12 +28,21 @@ def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
     args = sys.argv[1:] if args is None else args
     if args and args[0] in ("-h", "--help"):
-        sys.stdout.write(f"{overview()}\n")
+        sys.stdout.write(f"{overview(_columns(sys.stdout))}\n")
         return 0
     if not args and not _is_completing():
-        sys.stderr.write(f"{overview()}\n")
+        sys.stderr.write(f"{overview(_columns(sys.stderr))}\n")
         return USAGE
     return _run(args)
+
+
+def _columns(stream: TextIO) -> int | None:
+    """The width of a terminal, without the time that importing `qvl.cli.layout` takes; None without one."""
+    given = os.environ.get("COLUMNS", "")
+    try:
+        return int(given) if given.isdecimal() else os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def _run(args: list[str]) -> int:
@@ -94,6 +103,8 @@ def _app(args: list[str]) -> typer.Typer:
 
     import typer
 
+    from qvl.cli.help import Command
+
     wanted = [args[0]] if args[:1] and args[0] in COMMANDS else list(COMMANDS)
     app = typer.Typer(
         name="qvl",
@@ -104,7 +115,7 @@ def _app(args: list[str]) -> typer.Typer:
     )
     for name in wanted:
         function: Any = getattr(import_module(COMMANDS[name][0]), name)
-        app.command(name)(function)
+        app.command(name, cls=Command)(function)
     app.callback()(_root)  # keeps the command's name in the command line where there is only one
     return app
 

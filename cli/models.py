@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.cli import options
-from qvl.cli.output import Output, format_table, human_bytes
+from qvl.cli.layout import format_table
+from qvl.cli.output import Output, human_bytes
 
 if TYPE_CHECKING:
     from qvl.cli.local import Local
@@ -24,10 +25,10 @@ def models(json: options.Json = False) -> None:
     if json:
         out.json({"local": [_local_json(model) for model in here], "known": known}, indent=2)
     else:
-        out.line("\n\n".join(filter(None, (local_text(here), as_text(known)))))
+        out.page("\n\n".join(filter(None, (local_text(here, out.width), as_text(known, out.width)))))
 
 
-def local_text(here: Sequence[Local]) -> str:
+def local_text(here: Sequence[Local], width: int | None = None) -> str:
     """The table of models on this machine; empty without one."""
     from qvl.cli.chat.attachments import shown
 
@@ -38,7 +39,7 @@ def local_text(here: Sequence[Local]) -> str:
     if not rows:
         return ""
     note = "* is used where -m names none; QVL_MODEL=FILE|DIR chooses another"
-    return f"{format_table(rows, ('  on this machine', 'size'))}\n{note}"
+    return f"{format_table(rows, ('  on this machine', 'size'), width=width)}\n{note}"
 
 
 def _local_json(model: Local) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def registry() -> list[dict[str, Any]]:
         return list(tomllib.load(f)["model"])
 
 
-def as_text(known: list[dict[str, Any]]) -> str:
+def as_text(known: list[dict[str, Any]], width: int | None = None) -> str:
     """The table, and how to get one of them."""
     rows = []
     for model in known:
@@ -76,7 +77,7 @@ def as_text(known: list[dict[str, Any]]) -> str:
     header = ("checkpoint", "parameters", "download", "converted", "memory", "licence")
     example = next((m["hub"] for m in known if m["hub"]), "REPOSITORY")
     return (
-        f"{format_table(rows, header)}\n\n"
+        f"{format_table(rows, header, width=width)}\n\n"
         f"untried: rounded sizes; not yet converted and run by the project.\n"
         f"converted: both files at the defaults, q4_k_m and q8_0. To get one and use it:\n"
         f"  qvl convert {example} -o models && qvl chat -m models"

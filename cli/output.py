@@ -12,16 +12,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from qvl.cli.hints import with_flags
+from qvl.cli.layout import columns, wrapped
 from qvl.runtime.errors import QvlError
 from qvl.runtime.files import as_json
 
 _RED, _YELLOW, _DIM, _RESET = "\x1b[1;31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+_NARROW = 60  # columns; a narrower terminal has no room for a bar
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 # Control characters but for tabs and line breaks, and those that reorder text
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -68,21 +70,6 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, indent: int = 0) -> str:
-    """Columns of plain text: the first aligned left, the others right, two spaces between."""
-    lines = [header, *rows] if header else [*rows]
-    n_columns = max(map(len, lines), default=0)
-    widths = [max(len(row[i]) for row in lines if i < len(row)) for i in range(n_columns)]
-    pad = " " * indent
-
-    def line(row: Sequence[str]) -> str:
-        first, *rest = (*row, "")
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=False))]
-        return (pad + "  ".join(cells)).rstrip()
-
-    return "\n".join(map(line, lines))
-
-
 @dataclass(frozen=True)
 class Output:
     """Where a command's words go.
@@ -105,6 +92,20 @@ class Output:
     def line(self, text: str = "") -> None:
         self.write(f"{text}\n")
 
+    def page(self, text: str) -> None:
+        """Send text for people to stdout, wrapped where that is a terminal."""
+        self.line(wrapped(text, self.width))
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal on stdout; None without one."""
+        return columns(sys.stdout)
+
+    @property
+    def note_width(self) -> int | None:
+        """Columns of the terminal on stderr; None without one."""
+        return columns(sys.stderr)
+
     def json(self, value: Any, *, indent: int | None = None) -> None:
         """Send one JSON value to stdout, on one line unless indented."""
         text = as_json(value, indent=indent)
@@ -115,21 +116,21 @@ class Output:
     # stderr ----------------------------------------------------------------------------------------
 
     def note(self, text: str = "") -> None:
-        """Something the user wants to know: not with -q."""
+        """Tell the user something, unless -q is given."""
         if not self.quiet:
             _stderr(printable(text))
 
     def dim(self, text: str) -> None:
-        """A note that should not draw the eye."""
+        """Print a note in a faint colour."""
         if not self.quiet:
             _stderr(paint(printable(text), _DIM))
 
     def answer(self, text: str) -> None:
-        """What a command in a conversation was asked for: with -q too."""
+        """Print what a command in a conversation was asked for, with -q too."""
         _stderr(paint(printable(text), _DIM))
 
     def detail(self, text: str) -> None:
-        """Something only -v asks for."""
+        """Print a detail, with -v."""
         if self.verbose:
             _stderr(paint(printable(text), _DIM))
 
@@ -210,14 +211,12 @@ def _rich_bar(unit: str) -> Any:
         "%": [progress.TaskProgressColumn()],
     }
     named: list[progress.ProgressColumn] = [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
-    columns: list[progress.ProgressColumn] = [
-        Label(Column(no_wrap=True)),
-        progress.BarColumn(),
-        *counters.get(unit, named),
-        progress.TimeRemainingColumn(),
-    ]
+    label, counter = Label(Column(no_wrap=True, overflow="ellipsis")), counters.get(unit, named)
+    shown = [label, progress.BarColumn(), *counter, progress.TimeRemainingColumn()]
+    if (columns(sys.stderr) or _NARROW) < _NARROW:
+        shown = [label, counter[0]]
     # stdout is not to go through a bar, which would wrap it and send it to stderr
-    return progress.Progress(*columns, console=console(), transient=True, redirect_stdout=False)
+    return progress.Progress(*shown, console=console(), transient=True, redirect_stdout=False)
 
 
 def console() -> Any:
@@ -235,5 +234,5 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def _stderr(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{wrapped(text, columns(sys.stderr))}\n")
     sys.stderr.flush()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qvl.cli import options
-from qvl.cli.output import Output, format_table
+from qvl.cli.layout import format_table
+from qvl.cli.output import Output
 
 if TYPE_CHECKING:
     from qvl.runtime.measure.divergence import Divergence
@@ -89,7 +90,7 @@ def verify(
     if json:
         out.json(as_json(report), indent=2)
     else:
-        out.line(as_text(report, verbose))
+        out.page(as_text(report, verbose, out.width))
     if max_kl is not None and report.together.kl_mean > max_kl:
         out.error(f"mean KL is {report.together.kl_mean:.3g}, expected at most {max_kl:g}")
         raise typer.Exit(FAILED)
@@ -105,7 +106,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return value
 
 
-def as_text(report: Report, verbose: bool = False) -> str:
+def as_text(report: Report, verbose: bool = False, width: int | None = None) -> str:
     """The report for people."""
     n = len(report.answers)
     blocks = [f"{report.model}\nagainst {report.reference}, on {n} questions"]
@@ -115,10 +116,11 @@ def as_text(report: Report, verbose: bool = False) -> str:
             f"{report.vision.worst_cosine:.5f}, over {report.vision.n_tokens} tokens"
         )
     rows = [("decoder alone", *_cells(report.decoder)), ("together", *_cells(report.together))]
-    blocks.append(format_table(rows, _HEADER))
+    blocks.append(format_table(rows, _HEADER, width=width))
     if report.parts:
         ranked = sorted(report.parts.items(), key=lambda item: -item[1].kl_mean)
-        table = format_table([(name, *_cells(part)) for name, part in ranked], ("part", *_HEADER[1:]))
+        cells = [(name, *_cells(part)) for name, part in ranked]
+        table = format_table(cells, ("part", *_HEADER[1:]), width=width)
         blocks.append(f"the reference with one part of the model\n{table}")
     parting = [a for a in report.answers if a.parted is not None]
     if parting:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.cli.chat import sessions
 from qvl.cli.chat.attachments import attach, clean_path, shown, split_paths
+from qvl.cli.layout import definitions, format_table
 from qvl.cli.options import SamplingOptions
-from qvl.cli.output import format_table
 from qvl.runtime.errors import InputError
 from qvl.runtime.vision.kind import Kind
 
@@ -132,9 +132,8 @@ def _stats(repl: Repl, argument: str) -> None:
 
 def _help(repl: Repl, argument: str) -> None:
     rows = [(f"/{name} {command.argument}".rstrip(), command.help) for name, command in COMMANDS.items()]
-    width = max(len(usage) for usage, _ in rows)
-    lines = [f"  {usage:<{width}}  {help}" for usage, help in rows]
-    lines += [
+    lines = [
+        definitions(rows, repl.out.note_width),
         "",
         '  """ begins and ends a message of several lines; several pasted lines are one message.',
         "  A path in a message attaches that picture or video. Tab completes commands, names and paths.",

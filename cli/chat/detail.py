@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from qvl.cli.chat.attachments import Attachment
-from qvl.cli.output import format_table, human_seconds
+from qvl.cli.layout import format_table
+from qvl.cli.output import human_seconds
 from qvl.runtime.detail.bounds import LOW_TOKENS, Bounds, Detail
 from qvl.runtime.detail.cost import Cost
 from qvl.runtime.detail.estimator import Estimator
@@ -148,7 +149,7 @@ class DetailPolicy:
         found = self.estimator.video(plan)
         return f"{plan.n_frames} frames of {found.size[0]} x {found.size[1]}: {_price(found, brief=True)}"
 
-    def table(self, path: Path) -> str:
+    def table(self, path: Path, columns: int | None = None) -> str:
         """The size and cost of a picture at each level of detail, as a table."""
         width, height = size_of(path)
         rows = []
@@ -157,7 +158,7 @@ class DetailPolicy:
             size = f"{found.size[0]} x {found.size[1]}"
             about = human_seconds(found.seconds) if found.seconds is not None else ""
             rows.append((detail, str(self._max_pixels(detail)), size, str(found.tokens), about))
-        return format_table(rows, _HEADER)
+        return format_table(rows, _HEADER, width=columns)
 
 
 @lru_cache(maxsize=64)

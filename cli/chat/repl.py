@@ -89,7 +89,10 @@ class Repl:
             self.conversation.close()
 
     def _prompt(self) -> str:
-        names = ", ".join(one_line(a.path.name) for a in self.conversation.pending)
+        pending = self.conversation.pending
+        names = ", ".join(one_line(a.path.name) for a in pending)
+        if len(names) > (self.out.width or 80) // 2:
+            names = f"{len(pending)} attached"
         return f"[{names}] {PROMPT}" if names else PROMPT
 
     def handle(self, line: str) -> None:
@@ -153,7 +156,7 @@ class Repl:
             if look_ahead or self.detail.is_shrunk(a)
         ]
         if self.out.verbose:
-            said += [self.detail.table(a.path) for a in bounded if a.kind == "image"]
+            said += [self.detail.table(a.path, self.out.note_width) for a in bounded if a.kind == "image"]
         self.conversation.attach(bounded, look_ahead=look_ahead)
         for line in said:
             self.out.dim(line)

@@ -13,8 +13,9 @@ import pytest
 from support.terminal import Terminal
 
 from qvl.cli.commands import COMMANDS, overview
+from qvl.cli.layout import format_table
 from qvl.cli.main import run
-from qvl.cli.output import Output, format_table, human_bytes, human_rate, human_seconds
+from qvl.cli.output import Output, human_bytes, human_rate, human_seconds
 
 QVL = [sys.executable, "-m", "qvl.cli"]
 
