@@ -171,10 +171,10 @@ class Repl:
         try:
             with self.out.progress("reading", "%", delay=_BAR_AFTER) as bar:
                 for piece in self.conversation.ask(text, lambda *at: bar(at[1], 1.0, self._stage(*at))):
+                    replied = True
                     bar.close()
                     if not self.as_json:
                         self.out.write(piece)
-                    replied = True
             replied = True
         finally:
             if replied:
