@@ -19,8 +19,8 @@ EMBEDDED = sorted(Path("models/gguf").glob("*.gguf"))
 SAMPLES = Path("models/samples")
 REPOSITORY_ONLY = Path("models/nano")  # the checkpoint and its training
 EXPECTED = re.compile(
-    r"qvl/(cli|convert|models|runtime)/(.*\.(py|so|pyd)|py\.typed|registry\.toml|gguf/[^/]*\.gguf|samples/[^/]*"
-    r"|serve/(page|page/vendor|docs)/[^/]*)"
+    r"qvl/(__init__\.py|py\.typed)|qvl/(cli|convert|models|runtime)/(.*\.(py|so|pyd)|py\.typed|registry\.toml"
+    r"|gguf/[^/]*\.gguf|samples/[^/]*|serve/(page|page/vendor|docs)/[^/]*)"
 )
 
 
@@ -35,7 +35,7 @@ def check_contents(wheel: Path) -> str:
     for package in PACKAGES:
         assert f"qvl/{package}/py.typed" in names, f"{wheel.name} lacks qvl/{package}/py.typed"
         files = [path for path in Path(package).rglob("*.py") if REPOSITORY_ONLY not in path.parents]
-        sources = {f"qvl/{path.as_posix()}" for path in files}
+        sources = {f"qvl/{path.as_posix()}".replace("qvl/runtime/qvl/", "qvl/") for path in files}
         lost = sources - set(names)
         assert not lost, f"{wheel.name} lacks {sorted(lost)}: list their package in pyproject.toml"
     lost = {f"qvl/{path.as_posix()}" for path in EMBEDDED} - set(names)
@@ -85,6 +85,8 @@ def check_answer(wheel: Path) -> str:
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
 
+        named = out(str(python), "-c", "import qvl; print(qvl.__version__, *dir(qvl))")
+        assert wheel.name.startswith(f"qvl-{named.split()[0]}-"), f"it is version {named}"
         for package in PACKAGES:
             where = Path(out(str(python), "-c", f"import qvl.{package} as p; print(p.__file__)"))
             assert where.is_relative_to(environment.resolve()), f"not of the wheel: {where}"

@@ -13,6 +13,7 @@ import typer
 from qvl.cli import options
 from qvl.cli.output import Output
 from qvl.runtime.errors import InputError
+from qvl.runtime.files import expanded
 
 if TYPE_CHECKING:
     from qvl.runtime.caption.state import Mode
@@ -139,7 +140,8 @@ def caption(
     its path; a pipe gets JSON lines.
     """
     from qvl.cli.caption_run import CaptionRun, Destination
-    from qvl.cli.inputs import refuse_input, refuse_stdout
+    from qvl.cli.inputs import refuse_stdout
+    from qvl.runtime.atomic import refuse_input
     from qvl.runtime.caption.inputs import find_inputs
     from qvl.runtime.caption.options import CaptionOptions
 
@@ -181,20 +183,22 @@ def caption(
         accept_changes,
         json,
     )
-    read = [Path(item.path) for item in found.items] + _given(vars_, prompt_file, paths)
+    given = _given(paths, vars_, prompt_file, schema, model.path, model.mmproj)
+    read = [*(Path(item.path) for item in found.items), *given]
     refuse_stdout(read)
     if output is not None:
         refuse_input(output, read)
+    if destination.sidecars is not None:
+        destination.sidecars.refuse_inputs(found.items, given)
     run = CaptionRun(found.items, chosen, destination, out, _parallel(parallel), model.n_ctx)
     loading = replace(model, n_ctx=None, min_pixels=None, max_pixels=None)  # the run sees to these
     return run.on_ray(loading, address, actors) if ray else run.here(loading)
 
 
-def _given(*names: object) -> list[Path]:
-    """The files that other options name: tables, prompts, lists."""
-    lists = [name for name in names if isinstance(name, list)]
-    listed = [Path(word[1:]) for words in lists for word in words if word.startswith("@")]
-    return [*(name for name in names if isinstance(name, Path)), *listed]
+def _given(lists: list[str], *files: str | Path | None) -> list[Path]:
+    """The files that arguments (`@list`) and options name: lists, tables, prompts, schemas, models."""
+    named = [*(word[1:] for word in lists if word.startswith("@")), *(file for file in files if file)]
+    return [expanded(name) for name in named]
 
 
 def _take(paths: list[str], pattern: re.Pattern[str], wanted: bool) -> tuple[list[str], str | None]:
@@ -230,6 +234,6 @@ def _mode(**given: bool) -> Mode:
 def _parallel(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:  # MAX_PARALLEL
         raise typer.BadParameter(f"{text!r}, expected auto or a number from 1 to 64", param_hint="--parallel")
     return int(text)

@@ -62,7 +62,7 @@ def imatrix(
     llama-quantize reads the file too. Pictures calibrate the image encoder and the decoder, text the decoder
     alone. After an interruption, run the same command again to resume.
     """
-    from qvl.cli.inputs import refuse_input
+    from qvl.runtime.atomic import refuse_input
     from qvl.runtime.errors import InputError
     from qvl.runtime.find import find_model
     from qvl.runtime.measure.calibrate import Plan, calibrate

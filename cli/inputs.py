@@ -24,21 +24,6 @@ _PICTURES: Final = (
 )  # fmt: skip
 
 
-def refuse_input(target: Path, inputs: Iterable[Path]) -> None:
-    """See that a file to be written is none of those that are read.
-
-    Raises:
-        OutputError: it is one of them, by whatever name or link.
-    """
-    for path in inputs:
-        try:
-            same = target.samefile(path)
-        except (OSError, ValueError):  # one of them is not there: they are two
-            continue
-        if same:
-            raise OutputError(f"{target}: is read by this command, so it is not written to", hint=_ANOTHER)
-
-
 def refuse_stdout(inputs: Iterable[Path]) -> None:
     """See that stdout is not redirected onto a file that is read. Raises OutputError."""
     try:
@@ -53,10 +38,8 @@ def refuse_stdout(inputs: Iterable[Path]) -> None:
         except (OSError, ValueError):
             continue
         if (found.st_dev, found.st_ino) == (out.st_dev, out.st_ino):
-            raise OutputError(f"{path}: is read by this command, and stdout is sent to it", hint=_ANOTHER)
-
-
-_ANOTHER: Final = "choose another file"
+            what = f"{path}: is read by this command, and stdout is sent to it"
+            raise OutputError(what, hint="choose another file")
 
 
 def is_pipe(name: str) -> bool:

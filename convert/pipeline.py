@@ -35,6 +35,7 @@ from qvl.convert.summary import Converted, summarize, warn
 from qvl.convert.tensor_map import TensorMap, map_tensors
 from qvl.convert.vocab import generation_defaults, read_vocab
 from qvl.convert.writer import OutputFile, output_files
+from qvl.runtime.atomic import refuse_input
 from qvl.runtime.errors import InputError
 from qvl.runtime.files import is_portable
 
@@ -78,7 +79,7 @@ def convert(
         GGUFError: the importance matrix is damaged.
         CheckpointError: the checkpoint is damaged, incomplete or of another architecture.
         DownloadError: the hub repository cannot be fetched.
-        OutputError: a file exists, or the disk is full.
+        OutputError: a file exists, or is read here, or the disk is full.
     """
     started = time.monotonic()
     recipes = (
@@ -128,6 +129,9 @@ def convert(
             folder / f"{name}-{recipes[0].name.upper()}.gguf",
             folder / f"mmproj-{name}-{recipes[1].name.upper()}.gguf",
         )
+        read = [*source.folder.iterdir(), *([] if imatrix is None else [Path(imatrix)])]
+        for path in paths:
+            refuse_input(path, read)
         wanted = list(zip(paths, (config.architecture, VISION_ARCH), metadata, plans, strict=True))
         with output_files(wanted, force=force) as files:
             jobs = [

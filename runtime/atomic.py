@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -160,6 +160,23 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def refuse_input(target: Path, inputs: Iterable[Path]) -> None:
+    """See that a file to be written is none of those that are read.
+
+    Raises:
+        OutputError: it is one of them, by whatever name or link.
+    """
+    for path in inputs:
+        try:
+            same = target.samefile(path)
+        except (OSError, ValueError):  # one of them is not there: they are two
+            continue
+        if same:
+            raise OutputError(
+                f"{target}: is read here, so it is not written to", hint="choose another name for the output"
+            )
 
 
 def write_error(path: Path, error: OSError, *, note: str = "", hint: str | None = None) -> OutputError:

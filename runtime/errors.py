@@ -20,6 +20,9 @@ Whatever else comes out of qvl is a bug. Below them are the checks of arguments 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -158,6 +161,29 @@ def check_text(name: str, value: Any) -> str:
     except UnicodeEncodeError as e:
         raise InputError(f"{name} is no Unicode text: {e.reason} at {e.start}") from e
     return value
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A path given as a string or a path.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise InputError(f"{name} is {shown(value)}, expected a path")
+    if "\0" in os.fspath(value):
+        raise InputError(f"{name} holds a NUL character: {shown(value)}")
+    return Path(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of several words.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}")
 
 
 def _bounds(kind: str, least: float, most: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvl.cli.inputs import refuse_input
+from qvl.runtime.atomic import refuse_input
 from qvl.runtime.errors import OutputError
 
 if TYPE_CHECKING:

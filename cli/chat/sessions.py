@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvl.runtime.atomic import PRIVATE, write_error, write_whole
-from qvl.runtime.errors import FormatError, InputError, check_text, check_whole
+from qvl.runtime.errors import FormatError, InputError, OutputError, check_text, check_whole
 from qvl.runtime.files import as_json, expanded, is_portable, is_there, open_file, parse_json, state_dir
 from qvl.runtime.llama.sampler import Sampling
 from qvl.runtime.prompt.messages import parse_turn
@@ -46,9 +46,11 @@ def save(name: str, saved: Saved) -> Path:
     """Write a session whole or not at all, readable by its owner alone.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: it cannot be written there, or there is a file that is not a session.
     """
     path = session_path(name)
+    if is_there(path) and not _is_session(path):
+        raise OutputError(f"{path}: exists, and is not a session", hint="choose another name")
     content = {
         "qvl_session": VERSION,
         "saved": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -63,6 +65,15 @@ def save(name: str, saved: Saved) -> Path:
     except OSError as e:
         raise write_error(path, e, hint="/save PATH chooses another place") from e
     return path
+
+
+def _is_session(path: Path) -> bool:
+    try:
+        with open_file(path) as file:
+            content = parse_json(file.read())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "qvl_session" in content
 
 
 def load(name: str) -> Saved:

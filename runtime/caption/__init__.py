@@ -1,30 +1,36 @@
-"""Captions for whole datasets: what to caption, with which prompt, and where the results are kept safe.
+"""Captions for whole datasets; the package can be called: `qvl.runtime.caption(model, paths)`.
 
+api.py          the function behind that call
 inputs.py       paths, folders, globs, lists, stdin
 prompts.py      templates, columns, prompts beside pictures
 assemble.py     prefix, trigger words, suffix, old captions
-options.py      what a run is asked for
-settings.py     what of it a file of results remembers; seeds
-record.py       what is known of one picture at the end
+options.py      the options of a run
+settings.py     those that a file of results remembers; seeds
+record.py       the record of one picture
 table.py        records as JSONL or CSV, read back after any crash
 state.py        the locked file beside the results
 ledger.py       the file of results: append-only, durable, resumable
 stdout.py       results to stdout
 sidecar.py      a text file beside each picture
-bookkeeping.py  what is left to do, what has come of it
+bookkeeping.py  pictures left to do, and their results
 prepare.py      reading, hashing and resizing ahead, in threads
 runner.py       a run on this machine
 distributed.py  a run on a Ray cluster
 setup.py        from a loaded model to a runner
 captioner.py    pictures to the engine's requests, replies to captions
-api.py          qvl.runtime.caption, which this package can be called as
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qvl.runtime.caption.api import caption
+
+__all__ = ["caption"]
 
 
 class _Package(ModuleType):
@@ -32,9 +38,23 @@ class _Package(ModuleType):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `qvl.runtime.caption.api.caption`."""
-        from qvl.runtime.caption.api import caption
+        return self.caption(*args, **kwargs)
 
-        return caption(*args, **kwargs)
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.caption)
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name == "caption":
+        from qvl.runtime.caption.api import caption
+
+        return caption
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

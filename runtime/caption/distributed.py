@@ -113,7 +113,7 @@ class RayRunner(Book):
         absolute = replace(
             options,
             variables=options.variables and options.variables.absolute(),
-            schema=options.schema and options.schema.absolute(),
+            schema=options.schema.absolute() if isinstance(options.schema, Path) else options.schema,
         )
         mmproj = files.mmproj.absolute() if files.mmproj else None
         self._worker = Worker(

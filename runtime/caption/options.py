@@ -1,18 +1,20 @@
-"""What a captioning run is asked for, in one value that can be compared, pickled and sent elsewhere."""
+"""Options of a captioning run, in one value that can be compared, pickled and sent to other machines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
 from qvl.runtime.caption.assemble import Wording
 from qvl.runtime.caption.prompts import Prompts, Template, Variables
-from qvl.runtime.caption.settings import Settings, file_identity, model_identity
+from qvl.runtime.caption.settings import Settings, file_identity, model_identity, schema_identity
 from qvl.runtime.detail.bounds import Bounds, Detail
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, check_choice, check_path, check_text, check_whole, shown
+from qvl.runtime.files import parse_json
 from qvl.runtime.grammar.schema import read_schema, schema_to_grammar
+from qvl.runtime.llama.sampler import Sampling
 
 MAX_TOKENS: Final = 256
 MAX_IMAGE_TOKENS: Final = 1280
@@ -23,16 +25,26 @@ keeps the memory of a run small. A model whose own bound is lower keeps it."""
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """Everything that decides what captions say, but for the model.
+    """Everything apart from the model that decides the captions. `qvl.runtime.caption` takes the same names.
 
     Attributes:
-        prompt: a template, see `Template`; None asks to describe the image, or the video,
-            in the words that the model has learned, if it has (`PromptRules.caption`).
-        variables: CSV file of its columns.
-        sampling: temperature, top_k, top_p, min_p, repeat_penalty; what is absent is the model's own.
+        prompt: a template, see `Template`; None asks to describe the image, or the video, or uses the words
+            by which the model has learned to caption (`PromptRules.caption`).
+        variables: CSV file with columns for the template.
+        system: the system prompt; None leaves the model's default.
+        prefix, suffix: put around every caption.
+        triggers: words that every caption must have; those that it lacks are put before it.
+        start_with: the beginning of every caption; the model continues it.
+        schema: JSON schema that every caption must fit, or its file.
+        samples: captions of each picture.
+        max_tokens: longest caption.
+        sampling: temperature, top_k, top_p, min_p, repeat_penalty; the model's own where they are absent.
         seed: each picture's own seed derives from it and from the picture's content.
-        schema: JSON schema file that every caption must fit.
-        image_detail: in place of max_pixels, see `qvl.runtime.detail.bounds`.
+        min_pixels, max_pixels: bounds of a picture's area after resizing.
+        image_detail: "low", "auto" or "high" in place of max_pixels; see `qvl.runtime.detail.bounds`.
+
+    Raises:
+        InputError: a value of another type or out of bounds.
     """
 
     prompt: str | None = None
@@ -40,9 +52,9 @@ class CaptionOptions:
     system: str | None = None
     prefix: str = ""
     suffix: str = ""
-    triggers: tuple[str, ...] = ()
+    triggers: Sequence[str] = ()
     start_with: str = ""
-    schema: Path | None = None
+    schema: Path | Mapping[str, Any] | None = None
     samples: int = 1
     max_tokens: int = MAX_TOKENS
     sampling: Mapping[str, float] = field(default_factory=dict)
@@ -52,14 +64,25 @@ class CaptionOptions:
     image_detail: Detail | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        # A space at the end of what the model continues is a token of its own, which no text was trained on.
+        for name in ("samples", "max_tokens", "min_pixels", "max_pixels"):
+            if getattr(self, name) is not None or name in ("samples", "max_tokens"):
+                check_whole(name, getattr(self, name), 1)
+        check_whole("seed", self.seed, 0)
+        for name in ("prompt", "system", "prefix", "suffix", "start_with"):
+            if getattr(self, name) is not None or name not in ("prompt", "system"):
+                check_text(name, getattr(self, name))
+        if not isinstance(self.triggers, list | tuple):
+            raise InputError(f"triggers are {shown(self.triggers)}, expected a list of words")
+        for trigger in self.triggers:
+            check_text("a trigger", trigger)
+        if self.image_detail is not None:
+            check_choice("image_detail", self.image_detail, get_args(Detail))
+        Sampling().override(**self.sampling)
+        # A space at the end of the start would be a token of its own, which no text was trained on.
         object.__setattr__(self, "start_with", self.start_with.rstrip())
 
     def settings(self, text: Path, mmproj: Path | None) -> Settings:
-        """What a file of results remembers, by the names of the flags.
+        """The settings that a file of results keeps, by the names of the flags.
 
         Raises:
             InputError: a file that cannot be read.
@@ -74,7 +97,7 @@ class CaptionOptions:
             "suffix": self.suffix,
             "trigger": list(self.triggers),
             "start-with": self.start_with,
-            "schema": file_identity(self.schema) if self.schema else None,
+            "schema": schema_identity(self.schema) if self.schema else None,
             "samples": self.samples,
             "max-tokens": self.max_tokens,
             **{name.replace("_", "-"): value for name, value in self.sampling.items()},
@@ -98,8 +121,10 @@ class CaptionOptions:
         return Prompts(template, variables, caption=caption)
 
     def grammar(self) -> str | None:
-        """What captions in JSON are held to. Raises InputError for a schema that cannot be used."""
-        return schema_to_grammar(read_schema(self.schema)) if self.schema else None
+        """The grammar of captions in JSON. Raises InputError for a schema that cannot be used."""
+        if self.schema is None:
+            return None
+        return schema_to_grammar(read_schema(self.schema) if isinstance(self.schema, Path) else self.schema)
 
     @property
     def bounds(self) -> Bounds:
@@ -109,3 +134,21 @@ class CaptionOptions:
     @property
     def wording(self) -> Wording:
         return Wording(self.prefix, self.suffix, self.triggers, self.start_with)
+
+
+def schema_of(given: Any) -> Path | Mapping[str, Any] | None:
+    """A schema as `CaptionOptions` takes it, from a file's name, a mapping or JSON text.
+
+    Raises:
+        InputError: something else.
+    """
+    if given is None or isinstance(given, Mapping):
+        schema: Mapping[str, Any] | None = given
+        return schema
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            found: Mapping[str, Any] = parse_json(given)
+        except (ValueError, RecursionError) as e:
+            raise InputError(f"schema is {shown(given)}: not JSON: {e}") from e
+        return found
+    return check_path("schema", given)

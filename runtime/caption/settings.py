@@ -1,11 +1,12 @@
-"""Everything that decides what a caption says; a file of results has one set of them.
+"""Settings of a run that decide the captions; a file of results has one set of them.
 
-They are kept beside the results, so that a run that goes on with others can name what has changed.
+They are kept beside the results, so that a later run with other settings can name the differences.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +59,18 @@ def file_identity(path: Path) -> str:
         content = path.read_bytes()
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}", hint="check the path") from e
-    return f"{path.name} ({hashlib.blake2b(content, digest_size=8).hexdigest()})"
+    return f"{path.name} ({_digest(content)})"
+
+
+def schema_identity(schema: Path | Mapping[str, Any]) -> str:
+    """A schema's file with a fingerprint of its content, or the fingerprint of a schema without a file."""
+    if isinstance(schema, Path):
+        return file_identity(schema)
+    return f"({_digest(json.dumps(schema, sort_keys=True).encode())})"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def image_seed(seed: int, sha256: str, sample: int = 0) -> int:

@@ -22,6 +22,7 @@ from qvl.runtime.vision.preprocess import Preprocessor
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
 
+MAX_PARALLEL: Final = 64
 _ON_CPU: Final = 16  # 1.6 times the tokens a second of 8, and 32 give little more: benchmarks/README.md
 _ON_GPU: Final = 16
 _WORDS: Final = 256  # tokens set aside for the words of a prompt

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from qvl.runtime.atomic import write_error, write_whole
+from qvl.runtime.atomic import refuse_input, write_error, write_whole
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.record import Record
 from qvl.runtime.errors import InputError
@@ -65,6 +65,19 @@ class Sidecars:
         if folder not in self._ignoring:
             self._ignoring[folder] = ignores_case(path.parent)
         return unicodedata.normalize("NFC", str(path)).casefold() if self._ignoring[folder] else str(path)
+
+    def refuse_inputs(self, items: Iterable[Item], inputs: Iterable[Path]) -> None:
+        """See that no text file takes the place of a file that the run reads.
+
+        Raises:
+            OutputError: one would.
+        """
+        by_name: dict[str, list[Path]] = {}
+        for path in inputs:
+            by_name.setdefault(path.name.casefold(), []).append(path)
+        for item in items:
+            target = self.path(item)
+            refuse_input(target, by_name.get(target.name.casefold(), ()))
 
     def takes(self, item: Item) -> bool:
         """Whether a picture's text file can be made: its folder, or the one below which that will be."""

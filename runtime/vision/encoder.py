@@ -63,6 +63,7 @@ class VisionEmbedding:
 
     @property
     def n_tokens(self) -> int:
+        """Rows of the embeddings, one a token."""
         return int(self.embeddings.shape[0])
 
     @property

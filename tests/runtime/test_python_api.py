@@ -10,8 +10,14 @@ import os
 import pickle
 import pydoc
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +26,11 @@ from PIL import Image
 import qvl.runtime
 from qvl.models import embedded
 from qvl.runtime import Model, Record, Reply, Session, VisionEmbedding, load
+from qvl.runtime.caption import api
+from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.engine.options import DEFAULTS
 from qvl.runtime.errors import BackendError, InputError
+from qvl.runtime.llama.sampler import Sampling
 
 PICTURE = embedded.path().parent / "samples" / "one.png"
 QUESTION = "What is in the picture?"
@@ -62,6 +71,37 @@ def test_options_are_spelled_out_and_others_refused(model: Model) -> None:
             call(MESSAGES, temprature=0.5)  # type: ignore[call-arg]
 
 
+def test_captions_take_every_option_by_name_with_its_default() -> None:
+    options = {field.name: field for field in fields(CaptionOptions)}
+    sampling = {*inspect.signature(Sampling).parameters} - {"seed", "repeat_last_n"}
+    run = ["output", "mode", "accept_changes", "parallel", "n_ctx"]
+    given = {parameter.name: parameter for parameter in parameters(qvl.runtime.caption)[2:]}
+    assert {*given} == {*options, *sampling, *run} - {"sampling"}
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in given.values())
+    for name in options.keys() & given.keys():
+        assert given[name].default == options[name].default
+    assert inspect.signature(qvl.runtime.caption) == inspect.signature(api.caption)
+
+
+def test_help_shows_what_can_be_called(model: Model) -> None:
+    assert "caption(model: 'Model', paths:" in pydoc.render_doc(qvl.runtime.caption, renderer=pydoc.plaintext)
+    for name in qvl.runtime.__all__:
+        value = getattr(qvl.runtime, name)
+        public = [value] if not inspect.isclass(value) else [value, *vars(value).values()]
+        for each in public:
+            each = getattr(each, "fget", each)
+            if callable(each) and not getattr(each, "__name__", "_").startswith("_"):
+                assert inspect.getdoc(each), f"{name}: {each} has no docstring"
+    assert model.ask.__doc__ and "Raises" in str(qvl.runtime.caption.caption.__doc__)
+
+
+def test_the_package_of_all_has_its_version_and_its_parts() -> None:
+    code = "import qvl; print(qvl.__version__, *dir(qvl)); qvl.runtime.load, qvl.convert.convert, qvl.models"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [version("qvl"), "__version__", "convert", "models", "runtime"]
+    assert not hasattr(qvl, "nothing")
+
+
 def test_a_question_about_a_picture_is_one_line(model: Model) -> None:
     reply = model.ask(PICTURE, QUESTION, temperature=0, max_tokens=12)
     streamed = model.generate(MESSAGES, temperature=0, max_tokens=12).result()
@@ -91,6 +131,56 @@ def test_every_option_reaches_the_reply(model: Model) -> None:
     for wrong in ({"top_k": "x"}, {"top_p": 2}, {"min_p": -1}, {"repeat_penalty": "x"}, {"temperature": -1}):
         with pytest.raises(InputError):
             model.ask(PICTURE, QUESTION, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("prompt", 5), ("prompt", "a {nothing}"), ("system", b"x"), ("output", 5), ("mode", "over"),
+        ("mode", None), ("mode", "append"), ("parallel", "auto"), ("parallel", 0), ("n_ctx", 1.5),
+        ("max_tokens", 0), ("max_tokens", "9"), ("samples", None), ("temperature", "hot"), ("top_k", 0.5),
+        ("top_p", 2), ("min_p", -1), ("repeat_penalty", 0), ("seed", -1), ("seed", "x"), ("schema", 5),
+        ("schema", "{"), ("schema", {"type": "nothing"}), ("schema", "gone.json"), ("variables", 5),
+        ("variables", "gone.csv"), ("prefix", None), ("suffix", 5), ("triggers", "sks"), ("triggers", [5]),
+        ("start_with", 5), ("min_pixels", 0), ("max_pixels", "x"), ("image_detail", "most"),
+    ],
+)  # fmt: skip
+def test_an_option_of_captions_that_cannot_be_used_is_an_error_at_once(
+    model: Model, name: str, wrong: object
+) -> None:
+    with pytest.raises(
+        InputError, match="trigger" if name == "triggers" else r"gone\." if "gone." in str(wrong) else name
+    ):
+        qvl.runtime.caption(model, PICTURE, **{name: wrong})
+
+
+@pytest.mark.parametrize("paths", [5, None, [], [None], [b"a.png"], {"a.png": 1}, "no*.png", ["a\0b"]])
+def test_paths_that_are_none_are_an_error_at_once(model: Model, paths: Any) -> None:
+    if paths == ["a\0b"]:
+        [record] = qvl.runtime.caption(model, paths)
+        assert record.failed
+        return
+    with pytest.raises(InputError):
+        qvl.runtime.caption(model, paths)
+    with pytest.raises(InputError, match="expected a Model"):
+        qvl.runtime.caption("a.gguf", PICTURE)
+
+
+def test_options_of_captions_reach_the_model(model: Model, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"]}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    (tmp_path / "v.csv").write_text("name,what\none.png,star\n")
+    for given in (schema, json.dumps(schema), tmp_path / "s.json", str(tmp_path / "s.json")):
+        [record] = qvl.runtime.caption(model, [PICTURE], schema=given)
+        assert json.loads(str(record.caption)) == {"n": 1}
+    [record] = qvl.runtime.caption(
+        model, str(PICTURE), prompt="Find the {what}.", variables=str(tmp_path / "v.csv"), triggers=["sks"],
+        prefix="<", suffix=">", samples=2, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01,
+        repeat_penalty=1.1, seed=3, max_tokens=4, parallel=2, n_ctx=1024, system="Be brief.",
+        image_detail="low", min_pixels=3136,
+    )  # fmt: skip
+    assert record.prompt == "Find the star." and len(record.captions) == 2
+    assert str(record.caption).startswith("sks, <") and str(record.caption).endswith(">")
 
 
 def test_representations_are_short_and_print_no_arrays(model: Model) -> None:
