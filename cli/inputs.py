@@ -38,7 +38,7 @@ def refuse_stdout(inputs: Iterable[Path]) -> None:
         except (OSError, ValueError):
             continue
         if (found.st_dev, found.st_ino) == (out.st_dev, out.st_ino):
-            what = f"{path}: is read by this command, and stdout is sent to it"
+            what = f"{path}: is an input, and stdout is sent to it"
             raise OutputError(what, hint="choose another file")
 
 

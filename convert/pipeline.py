@@ -94,6 +94,13 @@ def convert(
     )
     source = find_source(src, revision=revision, bars=progress is not None)
     name = output_name(name or source.name)
+    folder = Path(out_dir).expanduser()
+    paths = (
+        folder / f"{name}-{recipes[0].name.upper()}.gguf",
+        folder / f"mmproj-{name}-{recipes[1].name.upper()}.gguf",
+    )
+    for path in paths:
+        refuse_input(path, [*source.folder.iterdir(), *([] if imatrix is None else [Path(imatrix)])])
     config = read_config(source.folder)
     with Checkpoint(source.folder) as checkpoint:
         tensors = map_tensors(config, checkpoint)
@@ -124,14 +131,6 @@ def convert(
             ),
             vision_metadata(config, read_preprocessor(source.folder, config), recipes[1].file_type, general),
         )
-        folder = Path(out_dir).expanduser()
-        paths = (
-            folder / f"{name}-{recipes[0].name.upper()}.gguf",
-            folder / f"mmproj-{name}-{recipes[1].name.upper()}.gguf",
-        )
-        read = [*source.folder.iterdir(), *([] if imatrix is None else [Path(imatrix)])]
-        for path in paths:
-            refuse_input(path, read)
         wanted = list(zip(paths, (config.architecture, VISION_ARCH), metadata, plans, strict=True))
         with output_files(wanted, force=force) as files:
             jobs = [

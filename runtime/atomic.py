@@ -175,7 +175,7 @@ def refuse_input(target: Path, inputs: Iterable[Path]) -> None:
             continue
         if same:
             raise OutputError(
-                f"{target}: is read here, so it is not written to", hint="choose another name for the output"
+                f"{target}: is an input, so it is not written to", hint="choose another name for the output"
             )
 
 

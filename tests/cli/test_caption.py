@@ -265,7 +265,7 @@ def test_results_never_go_over_what_is_read(qvl: Qvl, photos: Path, tmp_path: Pa
     for target in (one, listed):
         for mode in ([], ["--overwrite"]):
             done = qvl(f"@{listed}", "-o", str(target), *mode)
-            assert done.returncode == 1 and "is read by this command" in done.stderr
+            assert done.returncode == 1 and "is an input" in done.stderr
     assert one.read_bytes() == before and listed.read_text() == f"{one}\n"
 
 

@@ -222,7 +222,7 @@ def test_draw_writes_over_no_input_and_asks_before_it_overwrites(
     (tmp_path / "link.png").symlink_to(picture)
     for name in ("a.png", "link.png"):
         for force in (False, True):
-            with pytest.raises(OutputError, match="is read by this command"):
+            with pytest.raises(OutputError, match="is an input"):
                 repl.draw(tmp_path / name, force=force)
     out = tmp_path / "out.png"
     out.write_bytes(b"mine")
