@@ -60,11 +60,10 @@ class Runner:
     Args:
         device: where weights live and nodes run.
         threads: CPU threads.
-        max_nodes: the size of the largest graph.
     """
 
-    def __init__(self, device: Device, threads: int, max_nodes: int) -> None:
-        require_address_space(max_nodes * _NODE_BYTES + _HEADROOM, "the image encoder")
+    def __init__(self, device: Device, threads: int) -> None:
+        require_address_space(_HEADROOM, "the image encoder")
         lib = ggml.lib()
         self.device = device
         chain = [device] if device.is_cpu else [device, cpu_device()]
@@ -73,18 +72,36 @@ class Runner:
             raise BackendError(f"device {device.name} cannot be started", hint="use `device` cpu")
         self._cpus = [pair for pair in zip(self._backends, chain, strict=True) if pair[1].is_cpu]
         self.set_threads(threads)
-        n = len(self._backends)
-        array = (ctypes.c_void_p * n)(*self._backends)
-        bufts = (ctypes.c_void_p * n)(*[lib.ggml_backend_dev_buffer_type(d.handle) for d in chain])
-        self._sched: int | None = lib.ggml_backend_sched_new(
-            ctypes.addressof(array), ctypes.addressof(bufts), n, max_nodes, False, True
-        )
+        self._buffer_types = [lib.ggml_backend_dev_buffer_type(d.handle) for d in chain]
+        self._sched: int | None = None
+        self._capacity = 0
         self._ready: Graph | None = None
 
     def set_threads(self, threads: int) -> None:
         """Another number of CPU threads; a run that is watched takes it over with its next named node."""
         for backend, device in self._cpus:
             _set_threads(backend, device, threads)
+
+    def _reset(self, graph: Graph) -> None:
+        """Make the scheduler forget the placed graph, and give it room for another.
+
+        Its tables take 24 kB of address space for each node, so they are made for the largest graph so far.
+        """
+        lib = ggml.lib()
+        self._ready = None
+        if graph.max_nodes <= self._capacity:
+            lib.ggml_backend_sched_reset(self._sched)
+            return
+        size = 2 * graph.max_nodes  # its nodes, and as many leaves
+        require_address_space(size * _NODE_BYTES + _HEADROOM, "the image encoder")
+        if self._sched:
+            lib.ggml_backend_sched_free(self._sched)
+        n = len(self._backends)
+        backends, types = (ctypes.c_void_p * n)(*self._backends), (ctypes.c_void_p * n)(*self._buffer_types)
+        self._sched = lib.ggml_backend_sched_new(
+            ctypes.addressof(backends), ctypes.addressof(types), n, size, False, True
+        )
+        self._capacity = graph.max_nodes
 
     def prepare(self, graph: Graph) -> None:
         """Place a graph's nodes in memory; it stays placed until another graph is.
@@ -96,8 +113,7 @@ class Runner:
             return
         require_address_space(_HEADROOM, "this picture")
         lib = ggml.lib()
-        lib.ggml_backend_sched_reset(self._sched)
-        self._ready = None
+        self._reset(graph)
         if not lib.ggml_backend_sched_alloc_graph(self._sched, graph.pointer):
             raise BackendError(
                 f"device {self.device.name} has too little memory for this picture", hint="lower `max_pixels`"
@@ -108,8 +124,7 @@ class Runner:
         """Bytes that a graph's nodes would take, found without taking them."""
         lib = ggml.lib()
         sizes = (ctypes.c_size_t * len(self._backends))()
-        lib.ggml_backend_sched_reset(self._sched)
-        self._ready = None
+        self._reset(graph)
         lib.ggml_backend_sched_reserve_size(self._sched, graph.pointer, ctypes.addressof(sizes))
         lib.ggml_backend_sched_reset(self._sched)
         return sum(sizes)
@@ -193,15 +208,17 @@ class Runner:
     def buffer_bytes(self) -> int:
         """Bytes that the placed graph's nodes take."""
         lib = ggml.lib()
+        if self._sched is None:
+            return 0
         return sum(lib.ggml_backend_sched_get_buffer_size(self._sched, b) for b in self._backends)
 
     def close(self) -> None:
         lib = ggml.lib()
         if self._sched:
             lib.ggml_backend_sched_free(self._sched)
-            self._sched = None
-            for backend in self._backends:
-                lib.ggml_backend_free(backend)
+        for backend in self._backends:
+            lib.ggml_backend_free(backend)
+        self._sched, self._backends = None, []
 
 
 def _set_threads(backend: int, device: Device, threads: int) -> None:

@@ -114,7 +114,7 @@ class VisionEncoder:
         self.device = find_device(device)
         self._weights = self._tower.load(file, self.config, self.device)
         self._threads = threads or default_threads()
-        self._runner = Runner(self.device, self._threads, max_nodes=1 << 16)
+        self._runner = Runner(self.device, self._threads)
         self._layers = _layers(precision, self._weights, self.device, self.config)
         self._last: tuple[tuple[Grid, ...], Encoding] | None = None
         self._lock = threading.Lock()

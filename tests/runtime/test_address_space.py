@@ -33,3 +33,4 @@ def test_no_limit_ends_in_an_abort(megabytes: int) -> None:
     )
     assert done.returncode == 0 or (done.returncode == 1 and "emory" in done.stderr), done.stderr
     assert "GGML_ASSERT" not in done.stderr and "unexpected" not in done.stderr
+    assert done.returncode == 0 or megabytes < 1200  # a small model's tables are small

@@ -70,7 +70,7 @@ def stored(x: Matrix, kind: ggml.Type) -> tuple[NDArray[np.uint8], Matrix]:
 
 def run(build: Any, inputs: list[Input], threads: int = 2) -> Matrix:
     """Compute build(graph, tensors) twice: a graph is kept, with the tasks that its threads counted."""
-    graph, runner = Graph(64), Runner(cpu_device(), threads, 256)
+    graph, runner = Graph(64), Runner(cpu_device(), threads)
     tensors = [graph.input(kind, *ne) for kind, ne, _ in inputs]
     out = graph.output(build(graph, tensors))
     runner.prepare(graph)
