@@ -120,6 +120,11 @@ def report(file: GGUFFile, contexts: tuple[int, ...]) -> dict[str, Any]:
             if key.startswith(prefix) and not (isinstance(value, list) and len(value) > 16)
         },
         "tensors": _by_type(file),
+        "sampling": {
+            key.split(".")[-1]: value
+            for key, value in meta.items()
+            if key.startswith(("general.sampling.", "qvl.sampling."))
+        },
         "tokenizer": _tokenizer(meta),
         "picture_tokens": _picture_tokens(meta),
         "memory": {
@@ -207,6 +212,9 @@ def as_text(report: Mapping[str, Any], width: int | None = None) -> str:
     if tokenizer := report["tokenizer"]:
         rows = [(k, _brief(v)) for k, v in tokenizer.items()]
         blocks.append("tokenizer\n" + format_table(rows, indent=2, width=width))
+    if report["sampling"]:
+        rows = [(name, _brief(value)) for name, value in report["sampling"].items()]
+        blocks.append("sampling by default\n" + format_table(rows, indent=2, width=width))
     if tokens := report["picture_tokens"]:
         blocks.append(f"a picture takes {tokens['min']} to {tokens['max']} tokens of the context")
     memory = [("weights", human_bytes(report["memory"]["weights"]))]

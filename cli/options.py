@@ -101,6 +101,16 @@ RepeatPenalty = Annotated[
     float | None,
     typer.Option("--repeat-penalty", metavar="X", min=0.01, help="Over 1 discourages repetition."),
 ]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--presence-penalty",
+        metavar="X",
+        min=-2.0,
+        max=2.0,
+        help="Over 0 discourages all that the reply has said already.",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same text.")
 ]
@@ -140,6 +150,7 @@ class SamplingOptions:
     top_p: TopP = None
     min_p: MinP = None
     repeat_penalty: RepeatPenalty = None
+    presence_penalty: PresencePenalty = None
     seed: Seed = None
 
     def kwargs(self) -> dict[str, Any]:

@@ -26,10 +26,14 @@ VISION_ARCH: Final = "clip"
 def text_metadata(
     config: ModelConfig, vocab: Vocab, sampling: Mapping[str, int | float], file_type: int, general: Metadata
 ) -> Metadata:
-    """Keys of the text file. general: `general_metadata`."""
+    """Keys of the text file.
+
+    Args:
+        sampling: `generation_defaults`.
+        general: `general_metadata`.
+    """
     metadata: Metadata = {"general.type": "model", **general}
-    for name, value in sampling.items():
-        metadata[f"general.sampling.{name}"] = np.int32(value) if isinstance(value, int) else value
+    metadata |= {key: np.int32(value) if isinstance(value, int) else value for key, value in sampling.items()}
     metadata |= conversion(config.family).text_metadata(config)
     metadata["qvl.family"] = config.family.name  # families share architectures
     metadata |= {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}

@@ -289,7 +289,9 @@ def _added_type(text: str, special: bool) -> TokenType:
 
 
 def generation_defaults(folder: Path) -> dict[str, int | float]:
-    """generation_config.json's sampling settings by their `general.sampling.*` names.
+    """Sampling settings of generation_config.json by metadata key.
+
+    Keys are llama.cpp's `general.sampling.*`; it has none for presence_penalty, which stands under `qvl.`.
 
     Raises:
         CheckpointError: the file is damaged, or a value is not a number.
@@ -298,11 +300,12 @@ def generation_defaults(folder: Path) -> dict[str, int | float]:
     settings = _optional(path)
     defaults: dict[str, int | float] = {}
     for source, name, kind in (
-        ("top_k", "top_k", int),
-        ("top_p", "top_p", float),
-        ("min_p", "min_p", float),
-        ("temperature", "temp", float),
-        ("repetition_penalty", "penalty_repeat", float),
+        ("top_k", "general.sampling.top_k", int),
+        ("top_p", "general.sampling.top_p", float),
+        ("min_p", "general.sampling.min_p", float),
+        ("temperature", "general.sampling.temp", float),
+        ("repetition_penalty", "general.sampling.penalty_repeat", float),
+        ("presence_penalty", "qvl.sampling.presence_penalty", float),
     ):
         value = settings.get(source)
         if value is None:
@@ -311,5 +314,5 @@ def generation_defaults(folder: Path) -> dict[str, int | float]:
             raise CheckpointError(f"{path}: {source} is {json.dumps(value)}, expected a number from 0")
         defaults[name] = kind(value)
     if settings.get("do_sample") is False:
-        defaults["temp"] = 0.0  # greedy, which transformers means by this flag
+        defaults["general.sampling.temp"] = 0.0  # greedy decoding
     return defaults

@@ -270,6 +270,7 @@ class Model:
             temperature: 0 takes the likeliest token.
             top_k, top_p, min_p: leave unlikely tokens out.
             repeat_penalty: above 1 makes tokens of the text so far less likely.
+            presence_penalty: above 0 makes tokens of the reply so far less likely, -2 to 2.
             seed: what the random numbers begin with.
             stop: strings that end the reply, and are not part of it.
             grammar: GBNF that the reply must fit.

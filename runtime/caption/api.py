@@ -42,6 +42,7 @@ def caption(
     top_p: float | None = None,
     min_p: float | None = None,
     repeat_penalty: float | None = None,
+    presence_penalty: float | None = None,
     seed: int = 0,
     schema: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     variables: str | os.PathLike[str] | None = None,
@@ -74,7 +75,7 @@ def caption(
         n_ctx: KV cells that they share; None makes room for each.
         max_tokens: longest caption.
         samples: captions of each picture.
-        temperature, top_k, top_p, min_p, repeat_penalty: as for `Model.generate`.
+        temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty: as for `Model.generate`.
         seed: each picture's own seed derives from it and from the picture's content.
         schema: JSON schema that every caption must fit: a mapping, JSON text, or a file.
         variables: a CSV file; one of its columns (path, file, …) names the picture.
@@ -95,7 +96,7 @@ def caption(
     items = find_inputs(_names(paths)).items
     sampling = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
+        "repeat_penalty": repeat_penalty, "presence_penalty": presence_penalty,
     }  # fmt: skip
     chosen = CaptionOptions(
         prompt=prompt,

@@ -38,7 +38,7 @@ class CaptionOptions:
         schema: JSON schema that every caption must fit, or its file.
         samples: captions of each picture.
         max_tokens: longest caption.
-        sampling: temperature, top_k, top_p, min_p, repeat_penalty; the model's own where they are absent.
+        sampling: temperature, top_k, top_p, min_p and the penalties; the model's own where they are absent.
         seed: each picture's own seed derives from it and from the picture's content.
         min_pixels, max_pixels: bounds of a picture's area after resizing.
         image_detail: "low", "auto" or "high" in place of max_pixels; see `qvl.runtime.detail.bounds`.

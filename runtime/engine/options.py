@@ -21,6 +21,7 @@ class ReplyOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repeat_penalty: float | None
+    presence_penalty: float | None
     seed: int | None
     stop: Sequence[str]
     grammar: str | None
@@ -36,6 +37,7 @@ DEFAULTS: Final = ReplyOptions(
     top_p=None,
     min_p=None,
     repeat_penalty=None,
+    presence_penalty=None,
     seed=None,
     stop=(),
     grammar=None,

@@ -19,15 +19,17 @@ from qvl.runtime.llama.vocab import Vocab
 
 _TOKEN_DATA: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # struct llama_token_data
 _RANDOM_SEED: Final = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
-# general.sampling.*, as llama.cpp's converter writes them from generation_config.json
+# Settings of generation_config.json, under the keys of llama.cpp's converter where it has one
 _METADATA: Final = {
-    "temperature": "temp",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repeat_penalty": "penalty_repeat",
-    "repeat_last_n": "penalty_last_n",
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repeat_penalty": "general.sampling.penalty_repeat",
+    "repeat_last_n": "general.sampling.penalty_last_n",
+    "presence_penalty": "qvl.sampling.presence_penalty",
 }
+_WHOLE_REPLY: Final = 1 << 17  # tokens; longer than any context that llama.cpp is given here
 _BOUNDS: Final = {
     "temperature": (0.0, 100.0),
     "top_k": (0, 1 << 30),
@@ -35,6 +37,7 @@ _BOUNDS: Final = {
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.01, 100.0),
     "repeat_last_n": (0, 1 << 20),
+    "presence_penalty": (-2.0, 2.0),
     "seed": (0, _RANDOM_SEED),
 }
 
@@ -46,6 +49,7 @@ class Sampling:
     Attributes:
         repeat_penalty: divides the logits of tokens already in the reply; 1 is off.
         repeat_last_n: how many of the reply's last tokens count for that.
+        presence_penalty: subtracted from the logits of tokens already in the reply; 0 is off.
         top_k: keep the k most likely; 0 keeps all.
         top_p: keep the most likely that together have this probability; 1 keeps all.
         min_p: keep those at least this likely, relative to the most likely; 0 keeps all.
@@ -55,6 +59,7 @@ class Sampling:
 
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    presence_penalty: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -69,11 +74,11 @@ class Sampling:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Sampling:
-        """The model's own settings (`general.sampling.*`); greedy where the file has none.
+        """The model's own settings (keys of `_METADATA`); greedy where the file has none.
 
         Qwen publishes top_k 1 for Qwen2-VL, which is greedy as well.
         """
-        found = {name: metadata.get(f"general.sampling.{key}") for name, key in _METADATA.items()}
+        found = {name: metadata.get(key) for name, key in _METADATA.items()}
         known: dict[str, Any] = {k: v for k, v in found.items() if isinstance(v, int | float)}
         try:
             return cls(**known)
@@ -154,6 +159,9 @@ class Sampler:
         if sampling.repeat_penalty != 1.0 and sampling.repeat_last_n:
             n, last_n = self._vocab.n_tokens, sampling.repeat_last_n
             links.append(c.llama_sampler_init_penalties(n, last_n, sampling.repeat_penalty, 0.0, 0.0))
+        if sampling.presence_penalty:
+            n = self._vocab.n_tokens
+            links.append(c.llama_sampler_init_penalties(n, _WHOLE_REPLY, 1.0, 0.0, sampling.presence_penalty))
         if sampling.temperature == 0 or sampling.top_k == 1:
             return [*links, c.llama_sampler_init_greedy()]
         if sampling.top_k > 0:

@@ -86,6 +86,7 @@ def _prepare(state: State, body: ChatRequest, model: Model, reader: _Reader) -> 
         top_p=body.top_p,
         min_p=body.min_p,
         repeat_penalty=body.repeat_penalty,
+        presence_penalty=body.presence_penalty,
     )
     first = secrets.randbits(31) if body.seed is None else body.seed
     seeds = tuple((first + i) % 0xFFFFFFFF for i in range(body.n))

@@ -66,7 +66,7 @@ def _as_chat(body: ResponsesRequest) -> ChatRequest:
         messages.append(ChatMessage(role="user", content=body.input))
     else:
         messages += [_message(item) for item in body.input]
-    shared = ("model", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+    shared = ("model", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "seed")
     return ChatRequest(
         messages=messages,
         max_tokens=body.max_output_tokens,

@@ -118,6 +118,7 @@ class Sampled(Lenient):
     top_k: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
     min_p: Probability | None = None
     repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=0xFFFFFFFF)] | None = None
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None

@@ -189,12 +189,14 @@ def test_generation_defaults(tmp_path: Path) -> None:
     assert generation_defaults(tmp_path) == {}
     path = tmp_path / "generation_config.json"
     path.write_text(
-        '{"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.1}'
+        '{"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.1, '
+        '"presence_penalty": 1.5}'
     )
     expected = {"temp": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "penalty_repeat": 1.1}
-    assert generation_defaults(tmp_path) == expected
+    expected = {f"general.sampling.{name}": value for name, value in expected.items()}
+    assert generation_defaults(tmp_path) == expected | {"qvl.sampling.presence_penalty": 1.5}
     path.write_text('{"do_sample": false, "temperature": 0.7}')
-    assert generation_defaults(tmp_path) == {"temp": 0.0}
+    assert generation_defaults(tmp_path) == {"general.sampling.temp": 0.0}
     path.write_text('{"top_p": "high"}')
     with pytest.raises(CheckpointError, match='top_p is "high"'):
         generation_defaults(tmp_path)

@@ -106,6 +106,10 @@ def test_inspect(model: Made) -> None:
     text, vision = sorted(
         qvl("inspect", model.small, "--json").json, key=lambda file: "clip" in str(file["architecture"])
     )
+    own = {"temp": 0.7, "top_k": 20, "top_p": 0.8, "presence_penalty": 1.5}
+    if model.name == "qwen_vl":
+        own = {"top_k": 0, "top_p": 0.5}
+    assert text["sampling"] == pytest.approx(own)
     assert text["tokenizer"] is not None and vision["picture_tokens"]["max"] >= 16
     assert {"Q8_0", "F32"} <= {kind["type"] for kind in vision["tensors"]}
     predicted = qvl("inspect", model.small, "--memory", "--json").json

@@ -42,8 +42,8 @@ def refused_or_done(call: Any) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    ["max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "grammar",
-     "schema"],
+    ["max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
+     "seed", "stop", "grammar", "schema"],
 )  # fmt: skip
 def test_settings_of_a_reply(model: Model, name: str) -> None:
     refused = [

@@ -121,8 +121,9 @@ def test_every_option_reaches_the_reply(model: Model) -> None:
     seen: list[str] = []
     schema = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"]}
     reply = model.ask(
-        PICTURE, QUESTION, temperature=1.5, top_k=9, top_p=0.9, min_p=0.01, repeat_penalty=1.1, seed=7,
-        schema=schema, number_images=True, progress=lambda stage, _: seen.append(stage),
+        PICTURE, QUESTION, temperature=1.5, top_k=9, top_p=0.9, min_p=0.01, repeat_penalty=1.1,
+        presence_penalty=0.5, seed=7, schema=schema, number_images=True,
+        progress=lambda stage, _: seen.append(stage),
     )  # fmt: skip
     assert json.loads(reply.text) == {"n": 1}
     assert reply.seed == 7 and "prefill" in seen

@@ -95,13 +95,28 @@ def test_repeat_penalty_is_that_of_ctrl(context: Context) -> None:
     assert len(seen) > 3
 
 
+def test_presence_penalty_is_that_of_openai(context: Context) -> None:
+    """Subtracted once from every token that the whole reply has, however often, however long ago."""
+    logits = logits_in(context).astype(np.float64)
+    seen = set[int]()
+    with Sampler(context.model.vocab, Sampling(presence_penalty=0.5)) as sampler:
+        for _ in range(150):
+            punished = logits.copy()
+            punished[list(seen)] -= 0.5
+            expected = int(punished.argmax())
+            assert sampler.sample(context) == expected
+            seen.add(expected)
+    assert len(seen) > 3
+
+
 def test_sampling_settings_of_a_file() -> None:
     qwen = {
         "general.sampling.temp": 0.1, "general.sampling.top_k": 1, "general.sampling.top_p": 0.001,
-        "general.sampling.penalty_repeat": 1.05,
+        "general.sampling.penalty_repeat": 1.05, "qvl.sampling.presence_penalty": 1.5,
     }  # fmt: skip
     own = Sampling.from_metadata(qwen)
     assert (own.temperature, own.top_k, own.top_p, own.repeat_penalty) == (0.1, 1, 0.001, 1.05)
+    assert own.presence_penalty == 1.5
     assert Sampling.from_metadata({}) == Sampling()
     assert Sampling.from_metadata({"general.sampling.temp": -3.0}) == Sampling()
     warm = own.override(temperature=0.8)

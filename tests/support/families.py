@@ -206,6 +206,7 @@ def write_family(
             "temperature": 0.7,
             "top_p": 0.8,
             "top_k": 20,
+            "presence_penalty": 1.5,
         },
     )
     later = name.startswith("qwen3")
