@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qvl.runtime.engine.request import Job
 
 _STALL_SECONDS: Final = 0.3  # that replies may wait for the prompts read beside them
-_LEAST: Final = 32  # tokens of a prompt read at a time beside replies
+_LEAST: Final = 8  # tokens of a prompt read at a time beside replies
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Decoding:
     def step(self, vectors: Vectors, cancelled: Callable[[], bool]) -> Iterator[Ready | Failed]:
         """Decode one batch of embeddings and one of tokens; without interleaving only one of the two.
 
-        What is yielded must be dealt with before the next is asked for.
+        Beside replies both batches together read as much of the prompts as takes `_STALL_SECONDS`. What is yielded must be dealt with before the next is asked for.
 
         Args:
             vectors: the embeddings that are there.
@@ -68,12 +68,14 @@ class Decoding:
         limit = self._context.n_batch
         if replies and self._interleave:
             pace = self._token_seconds
-            limit = min(limit, max(_LEAST, int(_STALL_SECONDS / pace) if pace else 0))
+            limit = min(limit, max(_LEAST, int(_STALL_SECONDS / pace) if pace else _LEAST))
         found = vision_batch([slot for slot in slots if not _writes(slot)], vectors, limit)
         if found is not None:
             yield from self._run(*found, cancelled)
             if not self._interleave:
                 return
+            if replies:
+                limit -= len(found[0])
         slots = self._slots.reading
         slots.sort(key=lambda slot: not _writes(slot))
         found = token_batch(slots, min(limit + len(replies), self._context.n_batch))

@@ -17,8 +17,8 @@ from qvl.runtime.resources import require_address_space
 _HEADROOM = 256 << 20  # address space that ggml takes beside the tensors of a graph
 _NODE_BYTES = 2 * 30 * 400  # of the tables of ggml_backend_sched_new (GGML_SCHED_MAX_SPLIT_INPUTS is 30)
 
-_PIECE_SECONDS: Final = 0.1
-_FIRST_NODES: Final = 16
+_PIECE_SECONDS: Final = 0.03
+_FIRST_NODES: Final = 4
 
 
 class Observer(Protocol):
@@ -174,7 +174,7 @@ class Runner:
         self._check(graph, status)
 
     def steps(self, graph: Graph) -> Iterator[float]:
-        """Compute a prepared graph piece by piece: yields the fraction done about every tenth of a second.
+        """Compute a prepared graph piece by piece: yields the fraction done about every 30 ms, or a node that takes longer.
 
         Other graphs may run elsewhere in between. A graph that lies on several devices is one piece.
 
@@ -195,7 +195,7 @@ class Runner:
             self._check(graph, status)
             done += len(part)
             wanted = size * _PIECE_SECONDS / max(time.perf_counter() - started, 1e-6)
-            size = max(1, min(int(wanted), 4 * size))
+            size = max(1, min(int(wanted), 2 * size))
             yield done / len(nodes)
 
     def _check(self, graph: Graph, status: int) -> None:
