@@ -227,6 +227,7 @@ def main() -> None:
     parser.add_argument("--mmproj", type=Path, required=True, help="of both servers")
     parser.add_argument("--own-mmproj", type=Path, action="append", default=[], help="also qvl with this")
     parser.add_argument("--peers", type=Path, help="folder of llama-server")
+    parser.add_argument("--only-peers", action="store_true", help="leave qvl out, for runs of bounded time")
     parser.add_argument("--peer-option", action="append", default=[], help="for llama-server")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=448)
@@ -252,7 +253,7 @@ def main() -> None:
         for number in range(args.rounds):
             paths = pictures(Path(folder), args.images, args.size, number)
             warm = pictures(Path(folder), 1, args.size, 1000 + number)
-            for mmproj in (args.mmproj, *args.own_mmproj):
+            for mmproj in () if args.only_peers else (args.mmproj, *args.own_mmproj):
                 captions = found.setdefault(f"qvl serve, {mmproj.name}", Captions())
                 with qvl_server(args.text, mmproj, args.threads) as (address, _):
                     captions.run(address, paths, warm, args.tokens, args.clients)

@@ -15,7 +15,7 @@ from qvl.runtime.engine.units import Unit, VisionUnit
 if TYPE_CHECKING:
     from qvl.runtime.engine.request import Job
 
-_SLICE_SECONDS: Final = 0.1
+_SLICE_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Encoding:
     def advance(
         self, wanted: Mapping[Job, Sequence[VisionUnit]]
     ) -> tuple[float, list[tuple[Job, Exception]]]:
-        """Work for a tenth of a second, or a layer if that takes longer.
+        """Work for `_SLICE_SECONDS`, twice that where several jobs wait, or a node that takes longer.
 
         Args:
             wanted: the units that each job has to read.
@@ -76,8 +76,9 @@ class Encoding:
         assert self._steps is not None
         started = time.perf_counter()
         failed: list[tuple[Job, Exception]] = []
+        enough = _SLICE_SECONDS * min(2, len(wanted))
         try:
-            while time.perf_counter() - started < _SLICE_SECONDS:
+            while time.perf_counter() - started < enough:
                 self.share = next(self._steps)
         except StopIteration as end:
             self._finish(end.value)

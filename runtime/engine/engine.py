@@ -5,7 +5,8 @@ that slot has yet to read the prefix, the request waits until it has. Only what 
 
 A step does some of the work of everything under way: some layers of the image encoder, then one batch of
 embeddings and one of tokens, in which the prompts' text and the next token of every reply go through the
-decoder together. Work is done only while somebody steps.
+decoder together. Beside replies, steps that encode and steps that read prompts take turns. Work is done only
+while somebody steps.
 """
 
 from __future__ import annotations
@@ -146,9 +147,9 @@ class Engine:
                 return []
             self._follow()
             self._admit()
-            encoding = self._encode()
+            encoding = not self._decoding.postponed and self._encode()
             if self._interleave or not encoding:
-                self._decode(lambda: pressed() or cancelled())
+                self._decode(lambda: pressed() or cancelled(), encoded=encoding)
             ended, self._ended = self._ended, []
             return ended
 
@@ -246,8 +247,8 @@ class Engine:
 
     # tokens ----------------------------------------------------------------------------------------
 
-    def _decode(self, cancelled: Callable[[], bool]) -> None:
-        for outcome in self._decoding.step(self._encoding.vectors, cancelled):
+    def _decode(self, cancelled: Callable[[], bool], *, encoded: bool) -> None:
+        for outcome in self._decoding.step(self._encoding.vectors, cancelled, encoded=encoded):
             if isinstance(outcome, Failed):
                 self._end(outcome.job, outcome.error)
             else:

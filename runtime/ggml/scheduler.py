@@ -174,9 +174,10 @@ class Runner:
         self._check(graph, status)
 
     def steps(self, graph: Graph) -> Iterator[float]:
-        """Compute a prepared graph piece by piece: yields the fraction done about every 30 ms, or a node that takes longer.
+        """Compute a prepared graph piece by piece: yields the fraction done about every 30 ms.
 
-        Other graphs may run elsewhere in between. A graph that lies on several devices is one piece.
+        A node that takes longer is one piece, as is a graph that lies on several devices. Other graphs may
+        run elsewhere in between.
 
         Raises:
             BackendError: the device failed.

@@ -74,7 +74,7 @@ def attach(app: FastAPI, model: Model, name: str) -> None:
     context = model.context(n_ctx=model.n_ctx, n_batch=_N_BATCH, n_seq_max=parallel)
     state.name = name
     state.model = model
-    state.costs = Estimator(model, refine=True)
+    state.costs = Estimator(model, n_ctx=model.n_ctx, refine=True)
     state.worker = Worker(Engine(context, model.store), parallel, state.options.queue)
 
 

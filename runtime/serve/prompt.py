@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.runtime.detail.bounds import Bounds
+from qvl.runtime.detail.bounds import Detail
 from qvl.runtime.engine.request import Request
 from qvl.runtime.engine.units import VisionUnit, n_cells, n_vision_cells
 from qvl.runtime.errors import InputError
@@ -119,8 +119,8 @@ class _Reader:
     """Messages in OpenAI's shape to those of `ChatTemplate.render`."""
 
     def __init__(self, model: Model, state: State, body: ChatRequest) -> None:
-        self._model, self._options, self._body = model, state.options, body
-        self._store = state.uploads
+        self._model, self._state, self._body = model, state, body
+        self._options = state.options
         self._count = 0
         self.uploads: list[Path] = []
         self.question = ""
@@ -161,17 +161,18 @@ class _Reader:
 
     def _video(self, source: bytes | Path, part: Part) -> dict[str, Any]:
         if isinstance(source, bytes):
-            source = self._store.take(source)
+            source = self._state.uploads.take(source)
             self.uploads.append(source)
         bounds = self._bounds(part)
         fps = {} if part.fps is None else {"fps": part.fps}
         return {"type": "video", "video": str(source), **bounds, **fps}
 
-    def _image(self, source: bytes | Path, part: Part, detail: str | None) -> dict[str, Any]:
-        bounds, vision = self._bounds(part), self._model.vision
-        given = Bounds(**bounds, detail="low" if detail == "low" else None)
-        if given.detail is not None:
-            bounds["max_pixels"] = given.apply(vision.preprocessor, vision.config).max_pixels
+    def _image(self, source: bytes | Path, part: Part, detail: Detail | None) -> dict[str, Any]:
+        bounds, own = self._bounds(part), self._model.vision.preprocessor
+        if "max_pixels" not in bounds:
+            most = max(self._state.max_pixels(detail or "auto"), bounds.get("min_pixels", 0))
+            if most < own.max_pixels:
+                bounds["max_pixels"] = most
         return {"type": "image", "image": source if isinstance(source, bytes) else str(source), **bounds}
 
     def _bounds(self, part: Part) -> dict[str, int]:

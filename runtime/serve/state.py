@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from qvl.runtime.detail.bounds import Bounds, Detail
 from qvl.runtime.serve.errors import ApiError
 from qvl.runtime.serve.metrics import Metrics
 from qvl.runtime.serve.options import ServeOptions
@@ -61,6 +62,23 @@ class State:
     replies: Replies = field(default_factory=Replies)
     uploads: Uploads = field(default_factory=Uploads)
     created: int = field(default_factory=lambda: int(time.time()))
+    _auto: int | None = None
+
+    def max_pixels(self, detail: Detail) -> int:
+        """The bound on a picture's area that a detail stands for.
+
+        That of "auto" stays once the throughput has been measured: a picture of an earlier turn keeps its
+        size, and with it what is cached of it.
+        """
+        assert self.costs is not None
+        if detail != "auto":
+            return self.costs.preprocessor(Bounds(detail=detail)).max_pixels
+        if self._auto is not None:
+            return self._auto
+        found = self.costs.preprocessor(Bounds(detail="auto")).max_pixels
+        if self.costs.throughput.measured:
+            self._auto = found
+        return found
 
     def ready(self) -> tuple[Model, Worker]:
         """The model and its worker.

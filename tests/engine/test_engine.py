@@ -187,6 +187,28 @@ def test_replies_go_on_while_a_picture_is_encoded(bench: Bench, backend: FakeBac
         backend.pause = 0.0
 
 
+def test_a_step_beside_replies_encodes_or_reads(bench: Bench, backend: FakeBackend) -> None:
+    """Not both: a reply waits for one of them at a time, and neither of the two stands still."""
+    with bench.engine(3, n_ctx=2048, n_batch=512) as engine:
+        reply = engine.submit(bench.request(bench.units(user("Hello")), 1, max_tokens=200))
+        engine.step()
+        backend.pause = 0.07
+        pictured = engine.submit(bench.request(bench.units(user(image(140, 140))), 1))
+        long = engine.submit(bench.request(bench.units(user("word " * 200)), 1))
+        done = []
+        while not (pictured.done and long.done):
+            before = dict(engine.seconds)
+            tokens, read = len(reply.samples[0].tokens), long.read_tokens
+            engine.step()
+            done.append((engine.seconds["encode"] > before["encode"], long.read_tokens > read))
+            assert len(reply.samples[0].tokens) == tokens + 1
+        backend.pause = 0.0
+    both, encoded, read = (sum(map(kind, done)) for kind in (all, lambda d: d[0], lambda d: d[1]))
+    assert both == 0 and encoded >= 2 and read >= 2
+    first_encoded, first_read = ([d[i] for d in done].index(True) for i in (0, 1))
+    assert abs(first_encoded - first_read) <= 1
+
+
 def test_a_picture_that_fails_fails_its_job_only(bench: Bench, backend: FakeBackend) -> None:
     def broken() -> Any:
         raise InputError("broken.png: cannot be read")

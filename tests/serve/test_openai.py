@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,10 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from support.server import SAMPLES, Running, asked, data_url, picture
+from support.server import SAMPLES, Running, asked, data_url, picture, running
 
+from qvl.convert import Converted
+from qvl.runtime.detail.cost import Throughput
 from qvl.runtime.vision.video import load_video
 
 STAR = "A small red star at the top."
@@ -70,6 +74,29 @@ def test_several_pictures_and_detail(client: openai.OpenAI) -> None:
         client, asked("Describe this image.", "one.png"), max_tokens=2, extra_body={"max_pixels": 10000}
     )
     assert smaller.usage.prompt_tokens_details.image_tokens < 35
+
+
+def test_detail_bounds_a_large_picture(tiny_model: Converted) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (1120, 1120), "teal").save(data, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    text = {"type": "text", "text": "x"}
+    with running(n_ctx=4096, path=tiny_model.text) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        costs = server.state.costs
+        assert costs is not None
+
+        def tokens(**detail: str) -> int:
+            image = {"type": "image_url", "image_url": {"url": url, **detail}}
+            reply = ask(client, {"role": "user", "content": [image, text]}, max_tokens=1)
+            return int(reply.usage.prompt_tokens_details.image_tokens)
+
+        costs.throughput = Throughput(4096, encode_seconds=0.01, token_seconds=0.0148)  # 676 tokens in 10 s
+        auto = tokens()
+        assert auto == 22 * 22 and auto == tokens(detail="auto")  # the largest square below the step of 512
+        assert tokens(detail="low") == 16 * 16 and tokens(detail="high") == 40 * 40
+        costs.throughput = replace(costs.throughput, token_seconds=0.001)
+        assert tokens() == auto  # a picture keeps its size, and with it what is cached of it
 
 
 def test_a_video_as_data(client: openai.OpenAI) -> None:
