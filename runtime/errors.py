@@ -23,7 +23,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class QvlError(Exception):
@@ -96,6 +96,14 @@ class BackendError(QvlError):
 
 class Cancelled(QvlError):
     """Stopped on request, between two steps of work."""
+
+
+class Unpicklable:
+    """Base of objects that hold native memory or threads: pickling and copying them raises TypeError."""
+
+    def __reduce__(self) -> NoReturn:
+        what = f"{type(self).__name__} objects cannot be pickled or copied"
+        raise TypeError(f"{what}; load the model from its path in each process")
 
 
 def shown(value: Any, length: int = 80) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NoReturn, TypeAlias, Unpack
+from typing import Any, Final, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from qvl.runtime.engine.reply import Reply, Stream
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import VisionUnit, n_cells
-from qvl.runtime.errors import InputError, check_text, check_whole
+from qvl.runtime.errors import InputError, Unpicklable, check_text, check_whole
 from qvl.runtime.families.matching import family_of, rules_of
 from qvl.runtime.find import find_model
 from qvl.runtime.grounding.box import Choose, Parser, Resized, Size
@@ -122,7 +122,7 @@ def load(
     return model
 
 
-class Model:
+class Model(Unpicklable):
     """A decoder with its image encoder, as `load` opens it. Use as a context manager, or call `close`.
 
     Attributes:
@@ -176,9 +176,6 @@ class Model:
         vision = self._vision.path.name if self._vision is not None else None
         known = f"{self.path.name!r}, vision={vision!r}, family={self.family!r}, n_ctx={self.n_ctx}"
         return f"Model({known}{', closed' if self._closed else ''})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Model cannot be pickled or copied; load it from its path in each process")
 
     @property
     def vision(self) -> VisionEncoder:
@@ -244,6 +241,7 @@ class Model:
     @property
     def store(self) -> EmbeddingStore:
         """Units and embeddings of pictures and videos; any thread may use it."""
+        self._check_usable()
         return self._store
 
     def embedder(self) -> EmbeddingStore:

@@ -24,12 +24,12 @@ from qvl.runtime.engine.request import Job, Request, Sample
 from qvl.runtime.engine.slot import Slot, Slots
 from qvl.runtime.engine.turns import Turns
 from qvl.runtime.engine.units import VisionUnit, n_cells
-from qvl.runtime.errors import BackendError, ContextFullError, InputError
+from qvl.runtime.errors import BackendError, ContextFullError, InputError, Unpicklable
 from qvl.runtime.interrupt import held_interrupts
 from qvl.runtime.llama.context import Context
 
 
-class Engine:
+class Engine(Unpicklable):
     """Answers requests in the slots of a context. Use as a context manager, or call `close`.
 
     Any thread may submit and cancel. One thread at a time steps; `turn` sees to that.
@@ -155,13 +155,21 @@ class Engine:
 
     def clear(self) -> None:
         """Forget what the free slots hold."""
+        self.check_process()
+        if self._closed:
+            return
         with self._turns.alone():
             self._drop()
             for slot in self._slots.free:
                 self._slots.cut(slot, 0)
 
     def close(self) -> None:
-        """End all jobs as cancelled, and free the context. Doing it twice is harmless."""
+        """End all jobs as cancelled, and free the context. Doing it twice is harmless.
+
+        In a forked child it does nothing: they are the parent's.
+        """
+        if not self._context.model.is_ours:
+            return
         self._closed = True
         with self._turns.alone():
             self._drop()

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import Cancelled, QvlError, shown
+from qvl.runtime.errors import Cancelled, QvlError, Unpicklable, shown
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 Progress: TypeAlias = Callable[[str, float], None]
@@ -176,7 +176,7 @@ class Draft(Protocol):
         """The reply as it stands."""
 
 
-class Stream(Iterator[Piece]):
+class Stream(Unpicklable, Iterator[Piece]):
     """A reply being made. Iterate for the pieces; work is done only while somebody asks for one.
 
     A KeyboardInterrupt goes through to the caller and ends the reply there; `result` then has what came

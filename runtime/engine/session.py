@@ -21,7 +21,7 @@ from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.text import StopStrings
 from qvl.runtime.engine.units import VisionUnit
-from qvl.runtime.errors import Cancelled, InputError, check_whole
+from qvl.runtime.errors import Cancelled, InputError, Unpicklable, check_whole
 from qvl.runtime.grammar.schema import schema_to_grammar
 from qvl.runtime.grounding.box import Event
 from qvl.runtime.grounding.readable import ReadableReply
@@ -33,7 +33,7 @@ from qvl.runtime.prompt.messages import Message, question_of
 _SAMPLING: Final = frozenset(field.name for field in fields(Sampling))
 
 
-class Session:
+class Session(Unpicklable):
     """A conversation, or any sequence of prompts that share beginnings.
 
     Safe for threads: where the context has one slot their requests queue, with several they run together.
@@ -144,6 +144,7 @@ class Session:
 
     def clear(self) -> None:
         """Forget the conversation. The embeddings of its pictures stay at hand."""
+        self.engine.check_process()
         with self._lock:
             for draft in self._drafts.values():
                 draft.cancel()

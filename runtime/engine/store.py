@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qvl.runtime.engine.encoding import Encoded, EncodingSteps
 from qvl.runtime.engine.place import placed
 from qvl.runtime.engine.units import VisionUnit
-from qvl.runtime.errors import Cancelled, InputError
+from qvl.runtime.errors import Cancelled, InputError, Unpicklable
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.prompt.rules import Layout, Vision
 from qvl.runtime.vision.cache import EmbeddingCache, embedding_key
@@ -50,7 +50,7 @@ class VisionBackend(Protocol):
         """Embeddings of what was prepared; yields the fraction done where it can be left for other work."""
 
 
-class EmbeddingStore:
+class EmbeddingStore(Unpicklable):
     """Finds a source's unit, and its embeddings, encoding only what it has not got. Safe for threads.
 
     Units outlive embeddings, which go, least recently used first, when they take more than `max_bytes`: a

@@ -27,7 +27,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import BackendError, Cancelled, ContextFullError, InputError, check_whole, shown
+from qvl.runtime.errors import (
+    BackendError,
+    Cancelled,
+    ContextFullError,
+    InputError,
+    Unpicklable,
+    check_whole,
+    shown,
+)
 from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.library import Type, row_size
 from qvl.runtime.ggml.scheduler import Observer, eval_callback
@@ -45,7 +53,7 @@ _MAX_SIZE: Final = 1 << 22
 _NO_SLOT, _ABORTED = 1, 2  # llama_decode's positive results
 
 
-class Context:
+class Context(Unpicklable):
     """A KV cache of `n_ctx` cells over a model, for one or several sequences.
 
     One thread at a time may use it, except for `abort`, which any may call. Use as a context manager, or
@@ -139,20 +147,27 @@ class Context:
                 f"{model.path}: no context of {n_ctx} tokens ({mb} MB): {complaints() or 'no reason given'}",
                 hint="use a smaller context (`n_ctx`)",
             )
-        self._memory = c.llama_get_memory(self._handle)
+        model.register(self)
         self.n_ctx: int = c.llama_n_ctx(self._handle)
         self.n_batch: int = c.llama_n_batch(self._handle)
         self._n_rows = 0
 
     @property
     def handle(self) -> int:
-        """The `llama_context *`."""
+        """The `llama_context *`.
+
+        Raises:
+            BackendError: the context or its model is closed, or was loaded in another process.
+        """
+        self.model.check_process()
         if self._handle is None:
             raise BackendError(f"{self.model.path}: the context is closed")
         return self._handle
 
     def close(self) -> None:
-        """Free the cache. Doing it twice is harmless."""
+        """Free the cache. Doing it twice is harmless; in a forked child it does nothing."""
+        if not self.model.is_ours:
+            return
         handle, self._handle = self._handle, None
         if handle is not None:
             self._c.llama_free(handle)
@@ -240,6 +255,10 @@ class Context:
         self._flag[0] = b"\1"
 
     # -- the cache
+
+    @property
+    def _memory(self) -> Any:
+        return self._c.llama_get_memory(self.handle)
 
     def remove(self, sequence: int, start: int, end: int = -1) -> None:
         """Forget a sequence's cells at positions [start, end); end -1 means all that follow."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from weakref import WeakSet
 
-from qvl.runtime.errors import BackendError, GGUFError, InputError, shown
+from qvl.runtime.errors import BackendError, GGUFError, InputError, Unpicklable, shown
 from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
@@ -28,10 +29,17 @@ ALL_LAYERS: Final = -1
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
-class LlamaModel:
+class Closing(Protocol):
+    """Memory of llama.cpp that must be freed before the model's weights."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class LlamaModel(Unpicklable):
     """Weights and vocabulary of the decoder; contexts (`Context`) are opened on it.
 
-    Use as a context manager, or call `close`. Close the contexts first.
+    Use as a context manager, or call `close`.
 
     Attributes:
         path: the file.
@@ -76,6 +84,7 @@ class LlamaModel:
         self.devices = [d for d in found if not d.is_cpu]
         self.n_gpu_layers = n_gpu_layers if self.devices else 0
         self._c = llama()
+        self._contexts: WeakSet[Closing] = WeakSet()
         self._handle: int | None = self._load(use_mmap, wants_repacking(gguf, optimize), progress)
         if not self.hparams.architecture.reads_epsilon:
             restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
@@ -83,7 +92,12 @@ class LlamaModel:
 
     @property
     def handle(self) -> int:
-        """The `llama_model *`."""
+        """The `llama_model *`.
+
+        Raises:
+            BackendError: the model is closed, or was loaded in another process.
+        """
+        self.check_process()
         if self._handle is None:
             raise BackendError(f"{self.path}: the model is closed")
         return self._handle
@@ -101,6 +115,10 @@ class LlamaModel:
         """
         self._files[0].check_process()
 
+    def register(self, context: Closing) -> None:
+        """Close a context before the weights are freed."""
+        self._contexts.add(context)
+
     def check_files(self) -> None:
         """See that no file was shortened since it was opened: its pages are read while the model runs.
 
@@ -112,7 +130,14 @@ class LlamaModel:
             file.check()
 
     def close(self) -> None:
-        """Free the weights. Doing it twice is harmless."""
+        """Free the weights, and the contexts on them. Doing it twice is harmless.
+
+        In a forked child it does nothing: they are the parent's.
+        """
+        if not self.is_ours:
+            return
+        for context in list(self._contexts):
+            context.close()
         handle, self._handle = self._handle, None
         if handle is not None:
             self.vocab.close()

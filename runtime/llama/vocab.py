@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-from qvl.runtime.errors import BackendError, GGUFError
+from qvl.runtime.errors import BackendError, GGUFError, Unpicklable
 from qvl.runtime.llama.binding import llama
 
 END_TOKENS: Final = "qvl.tokenizer.eos_token_ids"
@@ -22,7 +22,7 @@ END_TOKENS: Final = "qvl.tokenizer.eos_token_ids"
 _CONTROL: Final = 3  # llama.h, LLAMA_TOKEN_TYPE_CONTROL
 
 
-class Vocab:
+class Vocab(Unpicklable):
     """The vocabulary of an open model; it lives no longer than the model.
 
     Attributes:

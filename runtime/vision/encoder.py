@@ -14,7 +14,7 @@ from typing import Final, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import GGUFError, InputError
+from qvl.runtime.errors import GGUFError, InputError, Unpicklable
 from qvl.runtime.families.table import FAMILIES, Family, of_projector
 from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml import library as ggml
@@ -72,7 +72,7 @@ class VisionEmbedding:
         return merged(self.grid_thw, self.merge_size)
 
 
-class VisionEncoder:
+class VisionEncoder(Unpicklable):
     """The vision tower of an mmproj file, on a device. Use it as a context manager, or `close` it.
 
     Args:

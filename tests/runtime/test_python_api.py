@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
-import multiprocessing
-import os
-import pickle
 import pydoc
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
@@ -29,7 +23,7 @@ from qvl.runtime import Model, Record, Reply, Session, VisionEmbedding, load
 from qvl.runtime.caption import api
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.engine.options import DEFAULTS
-from qvl.runtime.errors import BackendError, InputError
+from qvl.runtime.errors import InputError
 from qvl.runtime.llama.sampler import Sampling
 
 PICTURE = embedded.path().parent / "samples" / "one.png"
@@ -194,101 +188,3 @@ def test_representations_are_short_and_print_no_arrays(model: Model) -> None:
     long = "word " * 1000
     for value in (Reply(long, (1,) * 1000, "length"), Record("a.png", long), Record("a.png", error=long)):
         assert len(repr(value)) < 200
-
-
-def test_a_model_is_neither_pickled_nor_copied(model: Model) -> None:
-    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="a Model cannot be pickled"):
-            attempt(model)
-
-
-def test_a_closed_model_says_so() -> None:
-    model = load(device="cpu", threads=1)
-    vision = model.vision
-    [patches] = [vision.preprocessor.image(Image.new("RGB", (56, 56)))]
-    model.close()
-    model.close()
-    assert repr(model).endswith(", closed)")
-    attempts: list[Callable[[], object]] = [
-        lambda: vision.encode([PICTURE]),
-        lambda: vision.encode_video([np.zeros((56, 56, 3), np.uint8)] * 2),
-        lambda: vision.encode_patches([patches]),
-        lambda: next(vision.encode_steps([patches])),
-        lambda: vision.planned_bytes((1, 4, 4)),
-        lambda: model.vision,
-        lambda: model.generate(MESSAGES),
-        lambda: model.ask(PICTURE, QUESTION),
-        lambda: model.logits(MESSAGES),
-        model.session,
-        lambda: model.context(n_ctx=64),
-    ]
-    for attempt in attempts:
-        with pytest.raises(InputError, match="is closed"):
-            attempt()
-
-
-def in_child(work: Callable[[], object], seconds: float = 30) -> int:
-    """The exit code of a forked child: 0 when the work raised the error that names the other process."""
-    pid = os.fork()
-    if pid == 0:
-        code = 3
-        try:
-            work()
-            code = 1
-        except BackendError as error:
-            code = 0 if "was loaded in another process; load it in this one" in str(error) else 2
-        finally:
-            os._exit(code)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return -signal.SIGKILL
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_gets_an_error_and_does_not_hang(model: Model) -> None:
-    model.ask(PICTURE, QUESTION, max_tokens=2)  # what computes has threads from here on
-    vision, session = model.vision, model.session(n_ctx=512)
-    [patches] = [vision.preprocessor.image(Image.new("RGB", (56, 56)))]
-    started = model.generate(MESSAGES, max_tokens=8)
-    next(started)
-    attempts: dict[str, Callable[[], object]] = {
-        "ask": lambda: model.ask(PICTURE, QUESTION),
-        "generate": lambda: model.generate(MESSAGES).result(),
-        "logits": lambda: model.logits(MESSAGES),
-        "session": lambda: model.session(),
-        "context": lambda: model.context(n_ctx=64),
-        "session.generate": lambda: session.generate(MESSAGES).result(),
-        "session.prefill": lambda: session.prefill(MESSAGES),
-        "a stream under way": started.result,
-        "encode": lambda: vision.encode([PICTURE]),
-        "encode_patches": lambda: vision.encode_patches([patches]),
-        "encode_steps": lambda: next(vision.encode_steps([patches])),
-        "caption": lambda: list(qvl.runtime.caption(model, PICTURE)),
-    }
-    with model._lock, vision._lock, session._lock:  # as if other threads had been at work
-        codes = {name: in_child(work) for name, work in attempts.items()}
-        closed = in_child(lambda: (model.close(), vision.close()))
-    assert codes == dict.fromkeys(attempts, 0)
-    assert closed == 1  # no error, and no hang
-    assert started.result().text  # the parent goes on
-    assert vision.encode([PICTURE])[0].n_tokens > 0
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_may_leave_the_models_with_statement() -> None:
-    with load(device="cpu", threads=1) as model:
-
-        def leave() -> None:
-            with model:
-                model.ask(PICTURE, QUESTION)
-
-        assert in_child(leave) == 0
-        assert model.ask(PICTURE, QUESTION, max_tokens=2).text
