@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,11 @@ from qvl.runtime.llama.vocab import Vocab
 
 _TOKEN_DATA: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # struct llama_token_data
 _RANDOM_SEED: Final = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
+# Unicode 15.0, table 3-7: bytes that are in no character, and second bytes that make an overlong form, half a
+# surrogate pair or a character beyond the last. llama.cpp's grammars decode and take all of them.
+_MALFORMED: Final = re.compile(
+    rb"[\xc0\xc1\xf5-\xff]|\xe0[\x80-\x9f]|\xed[\xa0-\xbf]|\xf0[\x80-\x8f]|\xf4[\x90-\xbf]"
+)
 # Settings of generation_config.json, under the keys of llama.cpp's converter where it has one
 _METADATA: Final = {
     "temperature": "general.sampling.temp",
@@ -121,6 +127,7 @@ class Sampler:
         seed = secrets.randbelow(_RANDOM_SEED) if sampling.seed is None else sampling.seed
         self.seed = seed % _RANDOM_SEED
         self._chain = self._grammar = None
+        self._last_byte = b""
         if grammar is not None:
             self._grammar = self._parse(grammar)
         self._chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
@@ -189,15 +196,25 @@ class Sampler:
         """
         token = self._apply(self._chain, _Candidates(logits))
         if token is not None and not self._allowed(token):
-            candidates = _Candidates(logits)
-            self._c.llama_sampler_apply(self._grammar, candidates.pointer)
-            token = self._apply(self._chain, candidates)
+            token = self._choose_allowed(logits)
         if token is None:
             return None
         self._c.llama_sampler_accept(self._chain, token)
         if token not in self._vocab.end_tokens:
             self._c.llama_sampler_accept(self._grammar, token)
+            self._last_byte = self._vocab.piece(token)[-1:] or self._last_byte
         return token
+
+    def _choose_allowed(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int | None:
+        refused: list[int] = []  # one at a time: most of the vocabulary has no such bytes
+        while True:
+            candidates = _Candidates(logits)
+            candidates.data["logit"][refused] = -np.inf
+            self._c.llama_sampler_apply(self._grammar, candidates.pointer)
+            token = self._apply(self._chain, candidates)
+            if token is None or not self._is_malformed(token):
+                return token
+            refused.append(token)
 
     def _apply(self, sampler: Any, candidates: _Candidates) -> int | None:
         if not np.isfinite(candidates.data["logit"].max()):
@@ -205,7 +222,13 @@ class Sampler:
         self._c.llama_sampler_apply(sampler, candidates.pointer)
         return candidates.chosen()
 
+    def _is_malformed(self, token: int) -> bool:
+        """Whether a token would make a character that UTF-8 does not have, which the grammar lets pass."""
+        return _MALFORMED.search(self._last_byte + self._vocab.piece(token)) is not None
+
     def _allowed(self, token: int) -> bool:
+        if self._is_malformed(token):
+            return False
         one = _Candidates(np.zeros(1, np.float32), first_id=token)
         self._c.llama_sampler_apply(self._grammar, one.pointer)
         return bool(np.isfinite(one.data["logit"][0]))

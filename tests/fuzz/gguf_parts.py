@@ -5,9 +5,10 @@ Nothing of qvl or of the gguf library: a header that they refuse must be written
 
 from __future__ import annotations
 
+import copy
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -84,6 +85,13 @@ class GGUFParts:
         self.rest = data[start:]
         for part in self.tensors:
             part.data = self.rest[part.offset : part.offset + part.nbytes]
+
+    def copy(self) -> GGUFParts:
+        """Parts that can be changed without changing these."""
+        made = copy.copy(self)
+        made.pairs = [replace(pair) for pair in self.pairs]
+        made.tensors = [replace(part) for part in self.tensors]
+        return made
 
     def _unpack(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from(form, self._bytes, self._at)

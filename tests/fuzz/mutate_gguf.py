@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from random import Random
 from typing import Final
 
@@ -80,12 +81,17 @@ GENERAL: Final = (
 
 def mutate_gguf(data: bytes, rng: Random) -> bytes:
     """One mutation of a file, or up to three."""
-    parts = GGUFParts(data)
+    parts = _parsed(data).copy()
     if rng.random() < 0.15:
         return mutate_bytes(data, rng, parts.end)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         rng.choices(*_WEIGHTED)[0](parts, rng)
     return parts.pack()
+
+
+@lru_cache(maxsize=16)
+def _parsed(data: bytes) -> GGUFParts:
+    return GGUFParts(data)
 
 
 # what breaks a file ----------------------------------------------------------------------------------------

@@ -150,3 +150,31 @@ def test_a_grammar_holds(context: Context) -> None:
             tokens.append(token)
             context.decode_tokens([token], context.last_position() + 1, outputs="last")
     assert vocab.detokenize(tokens) in ("yes!", "no!")
+
+
+MALFORMED = [b"\xc1\xa1", b"\xe0\x82\xa2", b"\xf0\x80\x82\xa2", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xff"]
+
+
+@pytest.mark.parametrize("wanted", [*MALFORMED, "é".encode(), "\u0800".encode(), "\U0001f600".encode()])
+def test_a_grammar_lets_only_utf_8_pass(model: LlamaModel, wanted: bytes) -> None:
+    """A model that insists on these bytes, under a grammar that takes every character."""
+    byte = {
+        piece: token for token in range(model.vocab.n_tokens) if len(piece := model.vocab.piece(token)) == 1
+    }
+    others = [byte[bytes([b])] for b in (0x80, 0xA2, 0xBF, 0x61)]  # what may follow instead
+
+    class Insisting:
+        def row(self, row: int) -> NDArray[np.float32]:
+            logits = np.full(model.vocab.n_tokens, -50, np.float32)
+            logits[others] = -10
+            logits[byte[wanted[len(written) : len(written) + 1] or b"a"]] = 10
+            return logits
+
+    written = b""
+    with Sampler(model.vocab, Sampling(temperature=0.0), "root ::= [^\\n]*") as sampler:
+        while len(written) < len(wanted) + 4:
+            token = sampler.sample(Insisting())  # type: ignore[arg-type]
+            assert token is not None
+            written += model.vocab.piece(token)
+    written.decode("utf-8")
+    assert (written[: len(wanted)] == wanted) == (wanted not in MALFORMED)
