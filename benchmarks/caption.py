@@ -33,7 +33,7 @@ from qvl.runtime import load
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.setup import open_run
-from qvl.runtime.caption.stdout import Stream
+from qvl.runtime.caption.stdout import JsonLines
 from qvl.runtime.model import Model
 
 PROMPT = "Describe this image."
@@ -81,7 +81,9 @@ def pictures(folder: Path, n: int, size: int, seed: int) -> list[Path]:
 def run_qvl(model: Model, paths: list[Path], tokens: int, parallel: int | None, into: Measured) -> None:
     options = CaptionOptions(prompt=PROMPT, max_tokens=tokens, sampling={"temperature": 0.0})
     started = time.perf_counter()
-    runner, captioner = open_run(model, [Item(str(p)) for p in paths], options, Stream(), parallel=parallel)
+    runner, captioner = open_run(
+        model, [Item(str(p)) for p in paths], options, JsonLines(), parallel=parallel
+    )
     with captioner:
         records = list(runner.run())
     seconds = time.perf_counter() - started

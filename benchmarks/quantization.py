@@ -34,11 +34,11 @@ from qvl.models.nano.train.through_qvl import content
 from qvl.runtime import load
 from qvl.runtime.engine.units import Unit
 from qvl.runtime.find import ModelFiles
-from qvl.runtime.measure.calibrate import Plan, calibrate
+from qvl.runtime.measure.calibrate import CalibrationPlan, calibrate
 from qvl.runtime.measure.decoder import Vectors
 from qvl.runtime.measure.machine import describe_machine
 from qvl.runtime.measure.pair import Pair, Question
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.samples import Example
 from qvl.runtime.measure.verify import Report, verify
 
 HERE = Path(__file__).resolve().parent
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace, folder: Path, results: dict[str, Any]) -> 
     whole = convert(args.checkpoint, folder / "f32", "f32", "f32")
     matrix = folder / "imatrix.gguf"
     if any(not row_is_there(rows, *pair) for pair in PAIRS):
-        calibrate(files(whole), Plan(samples(args.calibration, CALIBRATION)), matrix, n_ctx=1024)
+        calibrate(files(whole), CalibrationPlan(samples(args.calibration, CALIBRATION)), matrix, n_ctx=1024)
     held_out = samples(args.samples, HELD_OUT)
     asked = [item for task in TASKS for item in items(task, args.questions, SEED)]
     with Pair(files(whole), n_ctx=1024) as reference:
@@ -161,10 +161,10 @@ def row_is_there(rows: dict[str, Any], text: str, vision: str) -> bool:
     return not possible(text, vision, True) or f"{text} {vision} imatrix" in rows
 
 
-def samples(count: int, seed: int) -> tuple[Sample, ...]:
+def samples(count: int, seed: int) -> tuple[Example, ...]:
     """First questions about single pictures."""
     return tuple(
-        Sample(item.turns[0][0], item.pictures[0]) for task in TASKS for item in items(task, count, seed)
+        Example(item.turns[0][0], item.pictures[0]) for task in TASKS for item in items(task, count, seed)
     )
 
 

@@ -24,7 +24,7 @@ from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars, ledger_path
 from qvl.runtime.caption.state import Mode
-from qvl.runtime.caption.stdout import Stream
+from qvl.runtime.caption.stdout import JsonLines
 from qvl.runtime.errors import Cancelled, InputError
 from qvl.runtime.find import find_model
 
@@ -122,7 +122,7 @@ class CaptionRun:
             if to.mode != "skip":
                 hint = f"-o FILE or --sidecar, as in the run before --{to.mode}"
                 raise InputError(f"--{to.mode} needs a file of captions", hint=hint)
-            yield Stream(self._show if sys.stdout.isatty() and not to.json else self.out.line)
+            yield JsonLines(self._show if sys.stdout.isatty() and not to.json else self.out.line)
             return
         files = find_model(model.path, model.mmproj)
         settings = dict(self.options.settings(files.text, files.mmproj))
@@ -144,9 +144,9 @@ class CaptionRun:
 
     def _drive(self, book: Book) -> int:
         # A bar would stand in the way of records on the same terminal, which show by themselves how it goes.
-        in_the_way = isinstance(book.results, Stream) and sys.stdout.isatty()
+        in_the_way = isinstance(book.results, JsonLines) and sys.stdout.isatty()
         has_bar = self.out.shows_bars and not in_the_way
-        resumes = not isinstance(book.results, Stream)
+        resumes = not isinstance(book.results, JsonLines)
         report = Report(self.out, book.tally, book.activity, has_bar=has_bar, resumes=resumes)
         shown = self.out.progress("captioning", "pictures", delay=0 if has_bar else math.inf)
         with _interrupts(book.stop, self.out), shown as bar:

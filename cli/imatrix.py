@@ -65,7 +65,7 @@ def imatrix(
     from qvl.runtime.atomic import refuse_input
     from qvl.runtime.errors import InputError
     from qvl.runtime.find import find_model
-    from qvl.runtime.measure.calibrate import Plan, calibrate
+    from qvl.runtime.measure.calibrate import CalibrationPlan, calibrate
     from qvl.runtime.measure.samples import load_samples
 
     out = Output(quiet)
@@ -76,7 +76,7 @@ def imatrix(
             words = text.read_text(encoding="utf-8")
         except UnicodeDecodeError as e:
             raise InputError(f"{text}: not a text in UTF-8 (byte {e.start})", hint="convert it first") from e
-    plan = Plan(
+    plan = CalibrationPlan(
         samples=tuple(load_samples(images, prompts)) if pictures else (),
         text=words,
         text_name=text.name if text is not None else "",

@@ -44,7 +44,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextHyperparameters:
     """The decoder. Attribute names are those of transformers' `Qwen2VLTextConfig`.
 
     `mrope_section` is None for a decoder with one position for each token.
@@ -70,7 +70,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionHyperparameters:
     """What image encoders of all families have; a family may add to it.
 
     Attributes:
@@ -102,8 +102,8 @@ class ModelConfig:
 
     family: Family
     architecture: str
-    text: TextConfig
-    vision: VisionConfig
+    text: TextHyperparameters
+    vision: VisionHyperparameters
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -199,7 +199,7 @@ class Section:
             raise self.error(key, f"{value!r}{why}")
 
 
-def read_text(root: Section, text: Section) -> TextConfig:
+def read_text(root: Section, text: Section) -> TextHyperparameters:
     """A decoder of Qwen2's or Qwen3's kind, without its experts.
 
     Raises:
@@ -225,7 +225,7 @@ def read_text(root: Section, text: Section) -> TextConfig:
     if kind == "yarn":
         rope.defaults = {**rope.defaults, "original_max_position_embeddings": max_positions}
         yarn = Yarn(rope.number("factor"), rope.count("original_max_position_embeddings"))
-    return TextConfig(
+    return TextHyperparameters(
         hidden_size=hidden,
         intermediate_size=text.count("intermediate_size"),
         num_hidden_layers=layers,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeAlias
 
 from qvl.convert.family import Metadata
-from qvl.convert.hyperparameters import ModelConfig, Section, TextConfig, VisionConfig
+from qvl.convert.hyperparameters import ModelConfig, Section, TextHyperparameters, VisionHyperparameters
 from qvl.convert.rows import Mapped, rows
 
 EPSILON: Final = 1e-6  # fixed in transformers' Qwen2VLVisionBlock; the config has no key for it
@@ -26,7 +26,7 @@ def check_heads(vision: Section, width: str) -> tuple[int, int]:
     return dim, heads
 
 
-def check_layout(vision: Section, config: VisionConfig, channels: str = "in_channels") -> None:
+def check_layout(vision: Section, config: VisionHyperparameters, channels: str = "in_channels") -> None:
     """Refuse what the GGUF layout has no place for."""
     for key, found, expected in (
         (channels, config.in_channels, 3),
@@ -37,7 +37,7 @@ def check_layout(vision: Section, config: VisionConfig, channels: str = "in_chan
             raise vision.error(key, f"{expected}, which the GGUF layout of this family is made for")
 
 
-def decoder_rows(text: TextConfig, block: Iterable[Rule]) -> Iterator[Mapped]:
+def decoder_rows(text: TextHyperparameters, block: Iterable[Rule]) -> Iterator[Mapped]:
     """A decoder's rows, with the given ones in each layer."""
     sizes = {
         "hidden": text.hidden_size,
@@ -57,13 +57,13 @@ def decoder_rows(text: TextConfig, block: Iterable[Rule]) -> Iterator[Mapped]:
         yield Mapped("output.weight", embedding, "lm_head.weight")
 
 
-def vision_sizes(vision: VisionConfig) -> dict[str, int]:
+def vision_sizes(vision: VisionHyperparameters) -> dict[str, int]:
     """What the axes of the encoder's rules stand for."""
     merged = vision.embed_dim * vision.spatial_merge_size**2
     return {"dim": vision.embed_dim, "mlp": vision.mlp_size, "merged": merged, "out": vision.hidden_size}
 
 
-def patch_kernels(vision: VisionConfig) -> Iterator[Mapped]:
+def patch_kernels(vision: VisionHyperparameters) -> Iterator[Mapped]:
     """The patch embedding's kernels, one for each of two frames."""
     kernel = (vision.embed_dim, vision.in_channels, vision.patch_size, vision.patch_size)
     source = (*kernel[:2], vision.temporal_patch_size, *kernel[2:])
@@ -116,7 +116,7 @@ def decoder_metadata(config: ModelConfig) -> Metadata:
     return metadata
 
 
-def encoder_metadata(vision: VisionConfig, image_size: int) -> Metadata:
+def encoder_metadata(vision: VisionHyperparameters, image_size: int) -> Metadata:
     """The keys that the image encoders of Qwen2-VL and later families share."""
     v = "clip.vision"
     return {

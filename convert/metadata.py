@@ -16,7 +16,7 @@ import numpy as np
 from qvl.convert.checkpoint import read_json
 from qvl.convert.family import Metadata, conversion
 from qvl.convert.hyperparameters import ModelConfig
-from qvl.convert.vocab import PRE, Vocab
+from qvl.convert.vocab import PRE, TokenizerVocab
 from qvl.runtime.errors import CheckpointError
 
 QUANTIZATION_VERSION: Final = 2  # GGML_QNT_VERSION
@@ -24,7 +24,11 @@ VISION_ARCH: Final = "clip"
 
 
 def text_metadata(
-    config: ModelConfig, vocab: Vocab, sampling: Mapping[str, int | float], file_type: int, general: Metadata
+    config: ModelConfig,
+    vocab: TokenizerVocab,
+    sampling: Mapping[str, int | float],
+    file_type: int,
+    general: Metadata,
 ) -> Metadata:
     """Keys of the text file.
 
@@ -40,7 +44,7 @@ def text_metadata(
     return metadata | _tokenizer(vocab)
 
 
-def _tokenizer(vocab: Vocab) -> Metadata:
+def _tokenizer(vocab: TokenizerVocab) -> Metadata:
     t = "tokenizer.ggml"
     metadata: Metadata = {
         f"{t}.model": "gpt2",

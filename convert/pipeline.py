@@ -18,7 +18,7 @@ from qvl.convert.metadata import (
     text_metadata,
     vision_metadata,
 )
-from qvl.convert.quantize import Job, Progress, write_tensors
+from qvl.convert.quantize import StepProgress, TensorJob, write_tensors
 from qvl.convert.recipe import (
     TEXT_RECIPES,
     VISION_RECIPES,
@@ -46,7 +46,7 @@ def convert(
     text_type: str = "q4_k_m",
     vision_type: str = "q8_0",
     imatrix: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     *,
     force: bool = False,
     threads: int | None = None,
@@ -163,10 +163,10 @@ def output_name(name: str) -> str:
 
 def _jobs(
     file: OutputFile, plan: tuple[Planned, ...], tensors: TensorMap, importance: Importance
-) -> Iterable[Job]:
+) -> Iterable[TensorJob]:
     for planned in plan:
         tensor = planned.tensor
-        yield Job(
+        yield TensorJob(
             planned,
             tensors.entries[tensor.source],
             file,

@@ -34,7 +34,7 @@ RELEASE: Final = 32 << 20  # source bytes between two drops: a fault maps more p
 SOURCE_TYPES: Final[dict[str, Type]] = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 F16_MAX: Final = 65504.0
 
-Progress = Callable[[int, int, str], None]
+StepProgress = Callable[[int, int, str], None]
 """Called from the caller's thread with source bytes done, source bytes in all, and the tensor's name."""
 
 
@@ -45,7 +45,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """One tensor to write.
 
     Attributes:
@@ -84,7 +84,7 @@ class Odd:
 
 @dataclass(frozen=True)
 class _Chunk:
-    job: Job
+    job: TensorJob
     part: Array
     row: int
     factors: Factors | None
@@ -92,10 +92,10 @@ class _Chunk:
 
 def write_tensors(
     checkpoint: Checkpoint,
-    jobs: Sequence[Job],
+    jobs: Sequence[TensorJob],
     *,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Mapping[str, Odd]:
     """Convert, quantize and write every job's tensor.
 
@@ -142,11 +142,11 @@ def write_tensors(
     return odd
 
 
-def _source_bytes(job: Job) -> int:
+def _source_bytes(job: TensorJob) -> int:
     return job.planned.tensor.n_elements * ITEM_SIZE[job.entry.dtype]
 
 
-def _chunks(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Iterator[_Chunk]:
+def _chunks(checkpoint: Checkpoint, jobs: Iterable[TensorJob]) -> Iterator[_Chunk]:
     for job in jobs:
         view, found = source_rows(checkpoint, job), None
         if job.products is not None and job.planned.type in FEEDBACK:
@@ -156,7 +156,7 @@ def _chunks(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Iterator[_Chunk]:
             yield _Chunk(job, part, row, found)
 
 
-def source_rows(checkpoint: Checkpoint, job: Job) -> Array:
+def source_rows(checkpoint: Checkpoint, job: TensorJob) -> Array:
     """The job's source as an array of the tensor's shape, of float32, float64 or 16-bit patterns: nothing
     is read."""
     tensor = job.planned.tensor
@@ -237,7 +237,7 @@ class _Worker:
         return bool(self.lib.ggml_validate_row_data(int(kind), held.ctypes.data, held.nbytes))
 
 
-def importance_of(job: Job, row: int) -> npt.NDArray[np.float32] | None:
+def importance_of(job: TensorJob, row: int) -> npt.NDArray[np.float32] | None:
     """The importance of a row's columns: one vector for a matrix, one for each expert of a stack."""
     if job.importance is None or job.importance.ndim == 1:
         return job.importance

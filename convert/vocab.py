@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qvl.convert.checkpoint import read_json
-from qvl.convert.hyperparameters import TextConfig
+from qvl.convert.hyperparameters import TextHyperparameters
 from qvl.convert.tiktoken import SPECIAL_TOKENS, read_tiktoken
 from qvl.runtime.errors import CheckpointError
 
@@ -53,7 +53,7 @@ class TokenType(IntEnum):
 
 
 @dataclass(frozen=True)
-class Vocab:
+class TokenizerVocab:
     """A byte-level BPE vocabulary.
 
     Attributes:
@@ -79,7 +79,7 @@ class Vocab:
     notes: tuple[str, ...] = ()
 
 
-def read_vocab(folder: Path, config: TextConfig, required: Sequence[str] = ()) -> Vocab:
+def read_vocab(folder: Path, config: TextHyperparameters, required: Sequence[str] = ()) -> TokenizerVocab:
     """The vocabulary of a checkpoint, padded to the embedding's rows.
 
     Args:
@@ -129,7 +129,7 @@ def read_vocab(folder: Path, config: TextConfig, required: Sequence[str] = ()) -
     eos = special("eos", config.eos_token_id if config.eos_token_id is not None else end)
     stops = _stops(folder, generation, eos, ids if chat_format == "chatml" else {}, len(tokens))
     template = read_chat_template(folder, settings) or (CHATML if chat_format == "chatml" else None)
-    return Vocab(
+    return TokenizerVocab(
         tokens=tokens,
         types=types,
         merges=merges,

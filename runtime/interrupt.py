@@ -1,8 +1,8 @@
 """Exceptions and Ctrl-C while C code calls back into Python.
 
 ctypes prints and drops what a callback raises, and C goes on with whatever the callback has not returned.
-So every callback is wrapped by a `Guard`, which keeps the exception, tells C to stop, and raises it when C
-has returned.
+So every callback is wrapped by a `CallbackGuard`, which keeps the exception, tells C to stop, and raises it
+when C has returned.
 
 Python raises KeyboardInterrupt wherever the main thread runs Python code next, which may be such a
 callback. So while C runs, a SIGINT is only noted, for the callback to ask about, and raised when the call
@@ -24,7 +24,7 @@ RAISING: Final[list[Any]] = [signal.default_int_handler]
 """Handlers of SIGINT and SIGTERM that raise; a program adds its own."""
 
 
-class Guard:
+class CallbackGuard:
     """Keeps what a callback raises until C has returned.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qvl.runtime.errors import Cancelled
 
 if TYPE_CHECKING:
-    from qvl.runtime.engine.reply import Progress
+    from qvl.runtime.engine.reply import StageProgress
 
 
 class Background:
@@ -19,9 +19,9 @@ class Background:
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
         self._error: Exception | None = None
-        self._progress: Progress | None = None
+        self._progress: StageProgress | None = None
 
-    def start(self, work: Callable[[threading.Event, Progress], Any]) -> None:
+    def start(self, work: Callable[[threading.Event, StageProgress], Any]) -> None:
         """Begin; what was under way is called off first."""
         self.cancel()
         self._cancel, self._error, self._progress = threading.Event(), None, None
@@ -52,7 +52,7 @@ class Background:
         self._join()
         self._error = None
 
-    def wait(self, progress: Progress | None = None) -> None:
+    def wait(self, progress: StageProgress | None = None) -> None:
         """Wait for the end, and show from here on how far it is.
 
         Raises:

@@ -21,7 +21,7 @@ from qvl.runtime.grounding.readable import read_reply
 from qvl.runtime.grounding.tags import GroundingParser
 
 if TYPE_CHECKING:
-    from qvl.runtime.engine.reply import Progress, Reply
+    from qvl.runtime.engine.reply import Reply, StageProgress
     from qvl.runtime.engine.session import Session
     from qvl.runtime.model import Model
     from qvl.runtime.vision.size import PictureInfo
@@ -67,7 +67,7 @@ class Conversation:
 
     # asking ----------------------------------------------------------------------------------------
 
-    def ask(self, text: str, progress: Progress | None = None) -> Iterator[str]:
+    def ask(self, text: str, progress: StageProgress | None = None) -> Iterator[str]:
         """Put a question and stream the reply as readable text.
 
         If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
@@ -88,7 +88,7 @@ class Conversation:
                 self.messages.pop()
                 self.pending = attached
 
-    def _answer(self, progress: Progress | None) -> Iterator[str]:
+    def _answer(self, progress: StageProgress | None) -> Iterator[str]:
         stream = self._session.generate(
             self._prompt(),
             schema=self.schema,

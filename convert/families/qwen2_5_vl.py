@@ -13,7 +13,7 @@ from typing import Final
 from qvl.convert.families import qwen2_vl
 from qvl.convert.families.qwen2_vl import IMAGE_SIZE, MERGER, TEXT_DEFAULTS
 from qvl.convert.family import Metadata
-from qvl.convert.hyperparameters import ModelConfig, Section, VisionConfig, read_text
+from qvl.convert.hyperparameters import ModelConfig, Section, VisionHyperparameters, read_text
 from qvl.convert.layers import (
     Rule,
     check_heads,
@@ -61,7 +61,7 @@ NORMS: Final = (("norm1", "ln1"), ("norm2", "ln2"))
 
 
 @dataclass(frozen=True)
-class WindowedVisionConfig(VisionConfig):
+class WindowedVisionConfig(VisionHyperparameters):
     """The image encoder.
 
     Attributes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from qvl.convert.family import Metadata
-from qvl.convert.hyperparameters import ModelConfig, Section, VisionConfig, read_text
+from qvl.convert.hyperparameters import ModelConfig, Section, VisionHyperparameters, read_text
 from qvl.convert.layers import (
     Rule,
     check_heads,
@@ -100,7 +100,7 @@ def read(root: Section) -> ModelConfig:
     # "in_chans" is what checkpoints say; transformers' own name is in_channels.
     channels = "in_chans" if "in_chans" in vision.values else "in_channels"
     embed_dim, heads = check_heads(vision, "embed_dim")
-    config = VisionConfig(
+    config = VisionHyperparameters(
         depth=vision.count("depth"),
         embed_dim=embed_dim,
         num_heads=heads,

@@ -15,7 +15,14 @@ from typing import Final
 
 from qvl.convert.families import qwen2_vl
 from qvl.convert.family import Metadata
-from qvl.convert.hyperparameters import Experts, ModelConfig, Section, TextConfig, VisionConfig, read_text
+from qvl.convert.hyperparameters import (
+    Experts,
+    ModelConfig,
+    Section,
+    TextHyperparameters,
+    VisionHyperparameters,
+    read_text,
+)
 from qvl.convert.layers import (
     Rule,
     check_heads,
@@ -112,7 +119,7 @@ DEEPSTACK: Final[tuple[Rule, ...]] = (
 
 
 @dataclass(frozen=True)
-class DeepstackVisionConfig(VisionConfig):
+class DeepstackVisionConfig(VisionHyperparameters):
     """The image encoder.
 
     Attributes:
@@ -162,7 +169,7 @@ def read(root: Section) -> ModelConfig:
     return ModelConfig(table.named("qwen3_vl"), "qwen3vlmoe" if experts else "qwen3vl", text, config)
 
 
-def _experts(section: Section, text: TextConfig) -> Experts:
+def _experts(section: Section, text: TextHyperparameters) -> Experts:
     section.expect("decoder_sparse_step", 1, ", since llama.cpp's has experts in every layer")
     section.expect("mlp_only_layers", [], ", since llama.cpp's has experts in every layer")
     key = next((k for k in ("num_local_experts", "num_experts") if k in section.values), "num_experts")

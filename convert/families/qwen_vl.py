@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvl.convert.family import Metadata
-from qvl.convert.hyperparameters import ModelConfig, Section, TextConfig, VisionConfig
+from qvl.convert.hyperparameters import ModelConfig, Section, TextHyperparameters, VisionHyperparameters
 from qvl.convert.layers import EPSILON, Rule, decoder_metadata, pairs
 from qvl.convert.rows import Array, Mapped, View, rows, transposed
 from qvl.runtime.families import table
@@ -42,7 +42,7 @@ VISION_BLOCK: Final[tuple[Rule, ...]] = (
 
 
 @dataclass(frozen=True)
-class ResamplerVisionConfig(VisionConfig):
+class ResamplerVisionConfig(VisionHyperparameters):
     """The image encoder: pictures of a fixed size, and a resampler with learned queries.
 
     Attributes:
@@ -70,7 +70,7 @@ def read(root: Section) -> ModelConfig:
     both = root.count("intermediate_size")
     if both % 2:
         raise root.error("intermediate_size", "an even number: both halves of the MLP")
-    text = TextConfig(
+    text = TextHyperparameters(
         hidden_size=hidden,
         intermediate_size=both // 2,
         num_hidden_layers=root.count("num_hidden_layers"),

@@ -16,7 +16,7 @@ from qvl.runtime.caption.options import MAX_TOKENS, CaptionOptions, schema_of
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.setup import MAX_PARALLEL, open_run
 from qvl.runtime.caption.state import Mode
-from qvl.runtime.caption.stdout import Stream
+from qvl.runtime.caption.stdout import JsonLines
 from qvl.runtime.detail.bounds import Detail
 from qvl.runtime.errors import InputError, check_choice, check_path, check_whole, shown
 
@@ -142,7 +142,7 @@ def _records(
     n_ctx: int | None,
 ) -> Iterator[Record]:
     with ExitStack() as stack:
-        results: Results = Stream()
+        results: Results = JsonLines()
         if output is not None:
             settings = options.settings(model.path, model.vision.path)
             results = stack.enter_context(Ledger(output, settings, mode, accept_changes=accept_changes))

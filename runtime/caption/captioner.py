@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from qvl.runtime.caption.activity import Activity
 from qvl.runtime.engine.engine import Engine
 from qvl.runtime.engine.place import placed
-from qvl.runtime.engine.request import Job as EngineJob
-from qvl.runtime.engine.request import Request as EngineRequest
+from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.units import Unit, VisionUnit, n_vision_cells
 from qvl.runtime.errors import Cancelled
 from qvl.runtime.llama.sampler import Sampler, Sampling
@@ -30,7 +29,7 @@ _ENCODING: Final = "encoding"
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptionJob:
     """A prepared picture with its prompt.
 
     Attributes:
@@ -71,7 +70,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Request:
+class CaptionRequest:
     """What all jobs of a run have in common.
 
     Attributes:
@@ -104,7 +103,7 @@ class BatchCaptioner:
         vocab: Vocab,
         template: ChatTemplate,
         preprocessor: Preprocessor,
-        request: Request,
+        request: CaptionRequest,
         *,
         cancelled: Callable[[], bool] | None = None,
         activity: Activity | None = None,
@@ -118,7 +117,7 @@ class BatchCaptioner:
         self._start = vocab.tokenize(request.start)
         # a job's key is unique in its run, and runs follow each other on one captioner
         self._pictures = count()
-        self._jobs: dict[EngineJob, tuple[Job, float]] = {}
+        self._jobs: dict[Job, tuple[CaptionJob, float]] = {}
         self._failed: list[Done] = []
 
     @property
@@ -131,7 +130,7 @@ class BatchCaptioner:
         """Whether it has jobs that are not done."""
         return bool(self._jobs or self._failed)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CaptionJob) -> None:
         """Take a job. One that cannot fit the context comes back as failed at the next step."""
         units = self._units(job)
         n_prompt = sum(1 if isinstance(unit, int) else unit.span.n_tokens for unit in units)
@@ -140,7 +139,7 @@ class BatchCaptioner:
             self._failed.append(Done(job.key, error=self._too_large(job, n_vision_cells(units), cells)))
             return
         sampling = self.request.sampling
-        request = EngineRequest(
+        request = Request(
             units,
             tuple(
                 Sampler(self._vocab, replace(sampling, seed=seed), self.request.grammar) for seed in job.seeds
@@ -183,7 +182,7 @@ class BatchCaptioner:
     ) -> None:
         self.close()
 
-    def _units(self, job: Job) -> list[Unit]:
+    def _units(self, job: CaptionJob) -> list[Unit]:
         """The prompt, with the picture as it was prepared."""
         texts = [{"type": "text", "text": text} if text else None for text in (job.before, job.after)]
         parts = [part for part in (texts[0], {"type": job.kind, job.kind: job.frames}, texts[1]) if part]
@@ -192,7 +191,7 @@ class BatchCaptioner:
             messages.insert(0, {"role": "system", "content": self.request.system})
         return [*self._template.units(messages, lambda _: self._place(job)), *self._start]
 
-    def _place(self, job: Job) -> list[str | VisionUnit]:
+    def _place(self, job: CaptionJob) -> list[str | VisionUnit]:
         preprocessor = self._preprocessor
         pairs = -(-len(job.frames) // preprocessor.temporal_patch_size)
         height, width = (size // preprocessor.factor for size in job.frames.shape[1:3])
@@ -200,7 +199,7 @@ class BatchCaptioner:
         source = partial(preprocessor.patchify, job.frames)
         return placed(self._template.rules.layout, vision, f"{next(self._pictures)}", source)
 
-    def _done(self, job: EngineJob, asked: Job, started: float) -> Done:
+    def _done(self, job: Job, asked: CaptionJob, started: float) -> Done:
         return Done(
             asked.key,
             tuple(self._vocab.text(sample.tokens) for sample in job.samples),
@@ -210,7 +209,7 @@ class BatchCaptioner:
             time.perf_counter() - started,
         )
 
-    def _too_large(self, job: Job, n: int, cells: int) -> str:
+    def _too_large(self, job: CaptionJob, n: int, cells: int) -> str:
         n_ctx = self._engine.n_ctx
         area = (n_ctx - (cells - n)) * self._preprocessor.token_pixels
         smaller = f"`max_pixels` {area} would fit, or " if area > 0 else ""

@@ -28,7 +28,7 @@ from qvl.runtime.caption.prepare import content_hash
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.runner import Runner
 from qvl.runtime.caption.sidecar import Sidecars
-from qvl.runtime.caption.stdout import Stream
+from qvl.runtime.caption.stdout import JsonLines
 from qvl.runtime.errors import BackendError, Cancelled, QvlError
 from qvl.runtime.files import parse_json
 from qvl.runtime.find import ModelFiles
@@ -38,7 +38,7 @@ Copies: TypeAlias = Mapping[str, list[Item]]  # by the path of the first
 
 
 @dataclass(frozen=True)
-class Worker:
+class ActorSpec:
     """What an actor needs to know; it is pickled.
 
     Attributes:
@@ -57,7 +57,7 @@ class Worker:
 class Actor:
     """A model on some machine; Ray Data calls it with blocks of items."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: ActorSpec) -> None:
         from qvl.runtime.caption.setup import choose_parallelism, open_captioner, plan_for
         from qvl.runtime.detail.estimator import Estimator
         from qvl.runtime.model import load
@@ -75,7 +75,7 @@ class Actor:
         """{"index", "path"} to {"index", "record"}, the records as JSON lines."""
         index_of = {str(path): int(i) for i, path in zip(block["index"], block["path"], strict=True)}
         plan = replace(self._plan, items=[Item(path) for path in index_of])
-        records = list(Runner(plan, self._captioner, Stream()).run())
+        records = list(Runner(plan, self._captioner, JsonLines()).run())
         return {
             "index": [index_of[record.path] for record in records],
             "record": [record.as_json() for record in records],
@@ -116,7 +116,7 @@ class RayRunner(Book):
             schema=options.schema.absolute() if isinstance(options.schema, Path) else options.schema,
         )
         mmproj = files.mmproj.absolute() if files.mmproj else None
-        self._worker = Worker(
+        self._worker = ActorSpec(
             files.text.absolute(), mmproj, absolute, dict(load_options or {}), parallel, n_ctx
         )
         self._address, self._actors, self._block = address, actors, block

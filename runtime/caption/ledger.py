@@ -30,7 +30,7 @@ from qvl.runtime.atomic import (
 )
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import Settings, changes
-from qvl.runtime.caption.state import Mode, State, StateFile
+from qvl.runtime.caption.state import Mode, RunState, StateFile
 from qvl.runtime.caption.table import scan, table_for, table_of
 from qvl.runtime.errors import OutputError
 
@@ -300,7 +300,7 @@ class Ledger:
     ) -> None:
         self.close(clean=kind is None)
 
-    def _write_state(self, state: State) -> None:
+    def _write_state(self, state: RunState) -> None:
         self._state = state
         with _naming(self._name):
             self._beside.write(state)

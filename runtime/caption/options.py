@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from qvl.runtime.caption.assemble import Wording
 from qvl.runtime.caption.prompts import Prompts, Template, Variables
-from qvl.runtime.caption.settings import Settings, file_identity, model_identity, schema_identity
+from qvl.runtime.caption.settings import Settings, model_identity, schema_identity, small_file_identity
 from qvl.runtime.detail.bounds import Bounds, Detail
 from qvl.runtime.errors import InputError, check_choice, check_path, check_text, check_whole, shown
 from qvl.runtime.files import parse_json
@@ -91,7 +91,7 @@ class CaptionOptions:
             "model": model_identity(text),
             "mmproj": model_identity(mmproj) if mmproj else None,
             "prompt": self.prompt,
-            "vars": file_identity(self.variables) if self.variables else None,
+            "vars": small_file_identity(self.variables) if self.variables else None,
             "system": self.system,
             "prefix": self.prefix,
             "suffix": self.suffix,

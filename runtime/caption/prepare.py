@@ -33,7 +33,7 @@ _LARGE: Final = 1 << 15
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPicture:
     """A picture or video ready for the encoder.
 
     Attributes:
@@ -79,7 +79,7 @@ class Preparer:
     prompts: Prompts
     activity: Activity = field(default_factory=Activity)
 
-    def __call__(self, item: Item) -> Prepared | Rejected:
+    def __call__(self, item: Item) -> PreparedPicture | Rejected:
         """Never raises for a picture's own faults: whatever is wrong with one must not stop the others."""
         started, sha256 = time.perf_counter(), None
         try:
@@ -92,7 +92,7 @@ class Preparer:
         except Exception as e:  # a decoder's bug, memory, anything: it is this picture's own
             return Rejected(item, f"{item.path}: {type(e).__name__}: {e}", sha256)
         took = time.perf_counter() - started
-        return Prepared(item, sha256, seen.frames, size, prompt, took, seen.seconds, seen.fps)
+        return PreparedPicture(item, sha256, seen.frames, size, prompt, took, seen.seconds, seen.fps)
 
     def _frames(self, item: Item) -> VideoFrames:
         if item.kind == "video":
@@ -142,7 +142,7 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
-class Ahead:
+class Prefetcher:
     """The prepared items in order, a bounded number of them ahead of their use.
 
     Args:
@@ -152,7 +152,7 @@ class Ahead:
     def __init__(
         self,
         items: Iterable[Item],
-        prepare: Callable[[Item], Prepared | Rejected],
+        prepare: Callable[[Item], PreparedPicture | Rejected],
         threads: int,
         ahead: int,
     ) -> None:
@@ -160,7 +160,7 @@ class Ahead:
         self._prepare = prepare
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(threads, "qvl-prepare")
-        self._futures: deque[Future[Prepared | Rejected]] = deque()
+        self._futures: deque[Future[PreparedPicture | Rejected]] = deque()
         self._lock = threading.Lock()
         self._fill()
 
@@ -174,7 +174,7 @@ class Ahead:
         """Whether everything has been taken."""
         return not self._futures
 
-    def take(self, timeout: float | None) -> Prepared | Rejected | None:
+    def take(self, timeout: float | None) -> PreparedPicture | Rejected | None:
         """The next item; None if it is not ready within so many seconds (None waits), or at the end."""
         if not self._futures:
             return None

@@ -14,9 +14,9 @@ from typing import Final, Protocol
 
 from qvl.runtime.caption.assemble import Wording, readable
 from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
-from qvl.runtime.caption.captioner import Done, Job
+from qvl.runtime.caption.captioner import CaptionJob, Done
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.prepare import Ahead, Prepared, Preparer, Rejected
+from qvl.runtime.caption.prepare import Prefetcher, PreparedPicture, Preparer, Rejected
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.settings import image_seed
 from qvl.runtime.caption.sidecar import Sidecars
@@ -41,7 +41,7 @@ class Captioner(Protocol):
     def busy(self) -> bool:
         """Whether it has jobs that are not done."""
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CaptionJob) -> None:
         """Take a job."""
 
     def step(self) -> Sequence[Done]:
@@ -79,9 +79,9 @@ class Runner(Book):
         super().__init__(plan.items, results, plan.sidecars, stop)
         self.plan, self.captioner = plan, captioner
         self.activity = plan.prepare.activity
-        self._flying: dict[int, Prepared] = {}
+        self._flying: dict[int, PreparedPicture] = {}
         self._keys = count()
-        self._twins: dict[tuple[str, str], list[Prepared]] = {}  # of content and prompt like one in flight
+        self._twins: dict[tuple[str, str], list[PreparedPicture]] = {}  # by content and prompt
 
     def run(self) -> Iterator[Record]:
         """Yield each record once it is safe on disk, in the order in which they are done.
@@ -92,7 +92,7 @@ class Runner(Book):
         """
         n_ahead = self.plan.threads + max(_AHEAD, self.captioner.free)
         self.activity.closed = False
-        with closing(Ahead(self.todo(), self.plan.prepare, self.plan.threads, n_ahead)) as ahead:
+        with closing(Prefetcher(self.todo(), self.plan.prepare, self.plan.threads, n_ahead)) as ahead:
             try:
                 while not (self.stop.soon or ahead.exhausted) or self.captioner.busy:
                     yield from self.keep(self._feed(ahead))
@@ -104,7 +104,7 @@ class Runner(Book):
                 self.activity.closed = True  # what is still being read ahead will not be used
         self.finish()
 
-    def _feed(self, ahead: Ahead) -> list[Result]:
+    def _feed(self, ahead: Prefetcher) -> list[Result]:
         """Hand prepared pictures to the captioner while it takes them; results of those that need none."""
         results: list[Result] = []
         # With nothing under way, a moment's wait lets the first pictures start together.
@@ -120,7 +120,7 @@ class Runner(Book):
                 results.append((prepared.item, known))
         return results
 
-    def _without_model(self, prepared: Prepared) -> Record | None:
+    def _without_model(self, prepared: PreparedPicture) -> Record | None:
         """The record of a picture whose caption is known; None once the picture is under way."""
         item = prepared.item
         self.tally.seconds["decode and preprocess"] += prepared.seconds
@@ -138,7 +138,7 @@ class Runner(Book):
         seeds = tuple(image_seed(self.plan.seed, prepared.sha256, i) for i in range(self.plan.samples))
         prompt = prepared.prompt
         self.captioner.submit(
-            Job(
+            CaptionJob(
                 key, prepared.frames, item.kind, prompt.before, prompt.after, seeds,
                 prepared.times, prepared.fps,
             )
@@ -160,7 +160,7 @@ class Runner(Book):
                 )
         return results
 
-    def _record(self, prepared: Prepared, done: Done) -> Record:
+    def _record(self, prepared: PreparedPicture, done: Done) -> Record:
         path, wording = prepared.item.path, self.plan.wording
         if done.error is not None:
             return Record(path, error=f"{path}: {done.error}", sha256=prepared.sha256)

@@ -53,7 +53,7 @@ def model_identity(path: Path) -> str:
     return f"{path.name} ({digest.hexdigest()})"
 
 
-def file_identity(path: Path) -> str:
+def small_file_identity(path: Path) -> str:
     """A small file's name with a fingerprint of its content, for schemas and tables of variables."""
     try:
         content = path.read_bytes()
@@ -65,7 +65,7 @@ def file_identity(path: Path) -> str:
 def schema_identity(schema: Path | Mapping[str, Any]) -> str:
     """A schema's file with a fingerprint of its content, or the fingerprint of a schema without a file."""
     if isinstance(schema, Path):
-        return file_identity(schema)
+        return small_file_identity(schema)
     return f"({_digest(json.dumps(schema, sort_keys=True).encode())})"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.bookkeeping import Results, Stop
-from qvl.runtime.caption.captioner import BatchCaptioner, Request
+from qvl.runtime.caption.captioner import BatchCaptioner, CaptionRequest
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.prepare import Preparer, return_large_blocks
@@ -130,7 +130,7 @@ def open_captioner(
         InputError: a schema that cannot be used, or a model without an image encoder.
         BackendError: too little memory for the context.
     """
-    request = Request(
+    request = CaptionRequest(
         system=options.system,
         start=options.start_with,
         sampling=replace(model.sampling.override(**options.sampling), seed=0),

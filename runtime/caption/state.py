@@ -23,7 +23,7 @@ FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """What the file beside the results says.
 
     Attributes:
@@ -62,7 +62,7 @@ class StateFile:
             self._lock.release()
             raise
 
-    def read(self) -> State:
+    def read(self) -> RunState:
         """The last state that was written whole.
 
         Raises:
@@ -80,11 +80,11 @@ class StateFile:
         found.pop("pid", None)
         kinds = {"settings": dict | None, "pass_mode": str | None, "pass_start": int}
         for name, value in found.items():
-            if name not in State.__dataclass_fields__ or not isinstance(value, kinds.get(name, bool)):
+            if name not in RunState.__dataclass_fields__ or not isinstance(value, kinds.get(name, bool)):
                 raise FormatError(f"{self.path}: {name} is {value!r}, which qvl does not write", hint=hint)
-        return State(**found)
+        return RunState(**found)
 
-    def write(self, state: State) -> None:
+    def write(self, state: RunState) -> None:
         """Add a state, durably. Raises OSError."""
         line = json.dumps({"qvl_caption": FORMAT, "pid": os.getpid(), **asdict(state)}, ensure_ascii=False)
         os.write(self._handle, f"\n{line}\n".encode())  # the line before may be torn

@@ -12,7 +12,7 @@ from qvl.runtime.caption.state import Mode
 _REMEMBERED: Final = 1024
 
 
-class Stream:
+class JsonLines:
     """Hands each record's line to a callable. It has the methods of `Ledger` that the runner needs.
 
     Args:

@@ -42,7 +42,7 @@ class Embedder(Protocol):
         """Embeddings of units, each of them once."""
 
 
-class Encoding:
+class Encodings:
     """Embeddings that jobs wait for, and those they have yet to read.
 
     Attributes:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from qvl.runtime.engine.decoding import Decoding, Failed
-from qvl.runtime.engine.encoding import Embedder, Encoding
+from qvl.runtime.engine.encoding import Embedder, Encodings
 from qvl.runtime.engine.reply import TokenLogprob
 from qvl.runtime.engine.request import Job, Request, Sample
 from qvl.runtime.engine.slot import Slot, Slots
@@ -49,7 +49,7 @@ class Engine(Unpicklable):
         self._context = context
         self._vocab = context.model.vocab
         self._slots = Slots(context, can_cut=context.model.hparams.architecture.can_rewind)
-        self._encoding = Encoding(embedder)
+        self._encoding = Encodings(embedder)
         self._interleave = interleave
         self._decoding = Decoding(context, self._slots, self.seconds, interleave=interleave)
         self._waiting: deque[Job] = deque()

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypedDict, TypeVar
 
-from qvl.runtime.engine.reply import Progress
+from qvl.runtime.engine.reply import StageProgress
 
 MAX_TOKENS: Final = 1024
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,7 +27,7 @@ class ReplyOptions(TypedDict, total=False):
     grammar: str | None
     schema: Mapping[str, Any] | str | None
     number_images: bool
-    progress: Progress | None
+    progress: StageProgress | None
 
 
 DEFAULTS: Final = ReplyOptions(

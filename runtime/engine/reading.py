@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from qvl.runtime.engine.draft import Draft
-from qvl.runtime.engine.fit import Fitter
-from qvl.runtime.engine.reply import Progress
+from qvl.runtime.engine.reply import StageProgress
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import Unit
+from qvl.runtime.engine.window import Fitter
 from qvl.runtime.llama.vocab import Vocab
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message
@@ -46,7 +46,7 @@ class Reader:
         messages: Sequence[Message],
         draft: Draft,
         reserve: int,
-        progress: Progress | None,
+        progress: StageProgress | None,
         number_images: bool,
         *,
         complete: bool,

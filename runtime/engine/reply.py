@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qvl.runtime.errors import Cancelled, QvlError, Unpicklable, shown
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-Progress: TypeAlias = Callable[[str, float], None]
+StageProgress: TypeAlias = Callable[[str, float], None]
 """Called with a stage ("frames" of a video read, "encode", "prefill") and the fraction of it that is done."""
 
 
@@ -163,7 +163,7 @@ class Reply:
         )
 
 
-class Draft(Protocol):
+class Unfinished(Protocol):
     """A reply while it is made, as a stream sees it."""
 
     @property
@@ -183,7 +183,7 @@ class Stream(Unpicklable, Iterator[Piece]):
     before it, and the conversation stays usable.
     """
 
-    def __init__(self, steps: Generator[Piece, None, FinishReason], draft: Draft) -> None:
+    def __init__(self, steps: Generator[Piece, None, FinishReason], draft: Unfinished) -> None:
         """steps: makes the pieces, keeps the draft, and returns why it ended."""
         self._steps = steps
         self._draft = draft

@@ -16,7 +16,7 @@ from qvl.runtime.engine.draft import Draft
 from qvl.runtime.engine.engine import Engine
 from qvl.runtime.engine.options import MAX_TOKENS, ReplyOptions, explicit, with_defaults
 from qvl.runtime.engine.reading import Reader
-from qvl.runtime.engine.reply import FinishReason, Piece, Progress, Stream
+from qvl.runtime.engine.reply import FinishReason, Piece, StageProgress, Stream
 from qvl.runtime.engine.request import Job, Request
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.text import StopStrings
@@ -85,7 +85,7 @@ class Session(Unpicklable):
         *,
         cancel: threading.Event | None = None,
         number_images: bool = False,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> int:
         """Read ahead: encode and prefill what is known of the next prompt, its last message left open.
 
@@ -183,7 +183,7 @@ class Session(Unpicklable):
                 raise job.error
             return job.samples[0].reason or "cancelled"
 
-    def _pieces(self, job: Job, progress: Progress | None) -> Iterator[Piece]:
+    def _pieces(self, job: Job, progress: StageProgress | None) -> Iterator[Piece]:
         """Step the engine until the job is done."""
         while True:
             while job.samples and job.samples[0].pieces:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -25,11 +25,10 @@ from qvl.runtime.vision.cache import EmbeddingCache, embedding_key
 from qvl.runtime.vision.encoder import VisionEmbedding
 from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.preprocess import Patches
+from qvl.runtime.vision.video import Watch
 
 MAX_BYTES: Final = 256 << 20
 _MAX_UNITS: Final = 4096
-Watch: TypeAlias = Callable[[float], bool | None]
-"""Called with the fraction done; returning False stops."""
 
 
 class VisionBackend(Protocol):

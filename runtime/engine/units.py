@@ -17,7 +17,7 @@ from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.size import PictureInfo
 
 
-class Span(Protocol):
+class UnitSpan(Protocol):
     """The place of a picture or video in the positions of a prompt (`qvl.runtime.prompt.positions`)."""
 
     @property
@@ -48,7 +48,7 @@ class VisionUnit:
     """
 
     key: str
-    span: Span
+    span: UnitSpan
     source: Callable[[], Patches] | None = field(default=None, compare=False, repr=False)
     picture: PictureInfo | None = field(default=None, compare=False, repr=False)
 

@@ -26,7 +26,7 @@ def family_of(text: Mapping[str, Any], vision: Family | None = None) -> Family |
     return named or next((family for family in FAMILIES if architecture in family.architectures), None)
 
 
-class Text(Protocol):
+class TextFile(Protocol):
     """A text model (`qvl.runtime.llama.model.LlamaModel`)."""
 
     path: Path
@@ -46,7 +46,7 @@ class Encoder(Protocol):
         """Width of an embedding row."""
 
 
-def rules_of(text: Text, vision: Encoder | None) -> PromptRules:
+def rules_of(text: TextFile, vision: Encoder | None) -> PromptRules:
     """The family's rules for prompts.
 
     Raises:
@@ -61,7 +61,7 @@ def rules_of(text: Text, vision: Encoder | None) -> PromptRules:
     return rules
 
 
-def _check_pair(text: Text, vision: Encoder) -> None:
+def _check_pair(text: TextFile, vision: Encoder) -> None:
     hint = "the mmproj belongs to another model"
     family, architecture = vision.family, text.metadata.get("general.architecture")
     name = text.metadata.get("qvl.family")

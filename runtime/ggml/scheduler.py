@@ -11,7 +11,7 @@ from qvl.runtime.errors import BackendError, Cancelled
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, cpu_device
 from qvl.runtime.ggml.graph import Graph, piece
-from qvl.runtime.interrupt import Guard, held_interrupts
+from qvl.runtime.interrupt import CallbackGuard, held_interrupts
 from qvl.runtime.resources import require_address_space
 
 _HEADROOM = 256 << 20  # address space that ggml takes beside the tensors of a graph
@@ -31,7 +31,7 @@ class Observer(Protocol):
         """The node is done, and what it was computed from is still there."""
 
 
-def eval_callback(observer: Observer, guard: Guard) -> Any:
+def eval_callback(observer: Observer, guard: CallbackGuard) -> Any:
     """An observer as the callback of a scheduler (`ggml_backend_sched_eval_callback`).
 
     The C side holds a pointer only: keep what is returned. Check the guard after each call that computes:
@@ -47,14 +47,14 @@ def eval_callback(observer: Observer, guard: Guard) -> Any:
     return _as_callback(on_node, guard)
 
 
-def _as_callback(on_node: Callable[[int, bool, int], bool], guard: Guard) -> Any:
+def _as_callback(on_node: Callable[[int, bool, int], bool], guard: CallbackGuard) -> Any:
     def stop(pointer: int, ask: bool, _: int) -> bool:
         return ask  # each split of the graph ends with its first node, which is wanted and not accepted
 
     return ggml.EvalCallback(guard.wrap(on_node, stop))
 
 
-class Runner:
+class GraphRunner:
     """Runs graphs on a device, the CPU helping out with what the device lacks.
 
     Args:
@@ -144,7 +144,7 @@ class Runner:
         """
         lib = ggml.lib()
         stopped = False
-        guard = Guard()
+        guard = CallbackGuard()
         interrupted: Callable[[], bool]
 
         def on_node(pointer: int, ask: bool, _: int) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from qvl.runtime.errors import BackendError
 from qvl.runtime.ggml import library as ggml
-from qvl.runtime.interrupt import Guard
+from qvl.runtime.interrupt import CallbackGuard
 
 LOGGER: Final = logging.getLogger("qvl.llama")
 # ggml.h, enum ggml_log_level; 5 continues the line before it
@@ -31,7 +31,7 @@ _CONTINUED: Final = 5
 _lock = threading.Lock()
 _module: Any = None
 _complaints: deque[str] = deque(maxlen=8)
-log_guard: Final = Guard()
+log_guard: Final = CallbackGuard()
 """Keeps what a logging handler raises; checked after the calls that log."""
 _keep: list[Any] = []  # the C side holds a pointer to the callback
 

@@ -39,7 +39,7 @@ from qvl.runtime.errors import (
 from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.library import Type, row_size
 from qvl.runtime.ggml.scheduler import Observer, eval_callback
-from qvl.runtime.interrupt import Guard, held_interrupts
+from qvl.runtime.interrupt import CallbackGuard, held_interrupts
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.model import LlamaModel
@@ -126,7 +126,7 @@ class Context(Unpicklable):
         params.abort_callback = ctypes.cast(_libc_strlen(), type(params.abort_callback))
         params.abort_callback_data = ctypes.addressof(self._flag)
         self._keep: list[Any] = [params.abort_callback]
-        self._guard = Guard()
+        self._guard = CallbackGuard()
         if observer is not None:
             show = eval_callback(observer, self._guard)
             params.cb_eval = ctypes.cast(show, type(params.cb_eval))

@@ -16,7 +16,7 @@ from qvl.runtime.errors import BackendError, GGUFError, InputError, Unpicklable,
 from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
-from qvl.runtime.interrupt import Guard, held_interrupts
+from qvl.runtime.interrupt import CallbackGuard, held_interrupts
 from qvl.runtime.llama.architectures import TextHparams
 from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.epsilon import restore_epsilon
@@ -161,7 +161,7 @@ class LlamaModel(Unpicklable):
         params.n_gpu_layers = self.n_gpu_layers
         params.load_mode = c.LLAMA_LOAD_MODE_MMAP if use_mmap else c.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = repack
-        guard = Guard()
+        guard = CallbackGuard()
 
         def report(fraction: float, _: Any) -> bool:
             if progress is not None:

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
@@ -21,18 +21,15 @@ from qvl.runtime.errors import FormatError, ImageError, InputError, OutputError
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from qvl.runtime.measure.activations import InputSums, as_stored, in_decoder, in_decoder_or_head, in_encoder
-from qvl.runtime.measure.pair import Pair
-from qvl.runtime.measure.samples import Sample
-
-Progress: TypeAlias = Callable[[int, int, str], None]
-"""Called with prompts done, prompts in all, and the name of the one done."""
+from qvl.runtime.measure.pair import Pair, StepProgress
+from qvl.runtime.measure.samples import Example
 
 CHUNK: Final = 512
 _PLAN, _DONE = "qvl.imatrix.plan", "qvl.imatrix.prompts_done"
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     """Calibration data and settings.
 
     Attributes:
@@ -43,7 +40,7 @@ class Plan:
         products: count products of two inputs too (a kilobyte for each input of a matrix; not for experts).
     """
 
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[Example, ...] = ()
     text: str = ""
     text_name: str = "text"
     reply_tokens: int = 64
@@ -59,7 +56,7 @@ class Plan:
 
 def calibrate(
     files: ModelFiles,
-    plan: Plan,
+    plan: CalibrationPlan,
     out: Path,
     *,
     device: str = "auto",
@@ -67,7 +64,7 @@ def calibrate(
     n_ctx: int = 4096,
     save_every: int = 16,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Imatrix:
     """Run a plan and write its importance matrix; resume it if it was interrupted before.
@@ -124,7 +121,7 @@ def calibrate(
 
 
 def _run(
-    pair: Pair, sums: InputSums, plan: Plan, pieces: Sequence[Sequence[int]], skip: int
+    pair: Pair, sums: InputSums, plan: CalibrationPlan, pieces: Sequence[Sequence[int]], skip: int
 ) -> Iterator[tuple[str, Mapping[str, Entry] | ImageError]]:
     """Yield each prompt's name with its statistics, or with the error of a picture that cannot be read."""
     seen = InputSums(in_encoder, products=plan.products)
@@ -150,7 +147,7 @@ def _run(
             yield f"text {i + 1}", sums.flush()
 
 
-def _begin(out: Path, digest: str, total: int, plan: Plan, force: bool) -> Imatrix:
+def _begin(out: Path, digest: str, total: int, plan: CalibrationPlan, force: bool) -> Imatrix:
     new = Imatrix({}, plan.datasets, 0, plan.chunk, {_PLAN: digest, _DONE: 0})
     if force or not out.exists():
         return new
@@ -190,7 +187,7 @@ def _pieces(tokens: Sequence[int], chunk: int) -> list[list[int]]:
     return [list(tokens[i : i + chunk]) for i in range(0, len(tokens), chunk)]
 
 
-def _digest(files: ModelFiles, plan: Plan) -> str:
+def _digest(files: ModelFiles, plan: CalibrationPlan) -> str:
     """Hash of the model, the prompts and the settings, which must be equal to resume a run."""
     digest = hashlib.blake2b(digest_size=16)
     for path in (files.text, files.mmproj):

@@ -55,7 +55,7 @@ class Divergence:
 
 
 @dataclass
-class Tally:
+class Predictions:
     """Collects predictions, reply by reply."""
 
     kl: list[NDArray[np.float64]] = field(default_factory=list)

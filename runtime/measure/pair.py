@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from qvl.runtime.find import ModelFiles, find_model
 from qvl.runtime.ggml.scheduler import Observer
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.measure.decoder import Decoder, Vectors
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.samples import Example
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.prompt.rules import Vision
@@ -29,6 +29,9 @@ from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.grid import merged
 from qvl.runtime.vision.image import open_image
 from qvl.runtime.vision.preprocess import Patches
+
+StepProgress: TypeAlias = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and the current one's name."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Question:
         patches: by the key of their vision unit.
     """
 
-    sample: Sample
+    sample: Example
     units: tuple[Unit, ...]
     patches: dict[str, Patches] = field(default_factory=dict)
 
@@ -113,7 +116,7 @@ class Pair:
         """The names of both files."""
         return " + ".join(p.name for p in (self.files.text, self.files.mmproj) if p is not None)
 
-    def read(self, sample: Sample) -> Question:
+    def read(self, sample: Example) -> Question:
         """A sample's prompt, and its picture cut into patches.
 
         Raises:

@@ -23,7 +23,7 @@ SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".t
 
 
 @dataclass(frozen=True)
-class Sample:
+class Example:
     """One question, about a picture or about nothing.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sample:
 
 def load_samples(
     images: Path | None = None, prompts: Path | None = None, limit: int | None = None
-) -> list[Sample]:
+) -> list[Example]:
     """Samples of a folder and a file.
 
     Args:
@@ -69,7 +69,7 @@ def load_samples(
     if prompts is None and (place / ANSWERS).is_file():
         return _asked(place)[:limit]
     n = max(len(pictures), len(lines) if prompts is not None else 0)
-    return [Sample(lines[i % len(lines)], pictures[i % len(pictures)]) for i in range(n)][:limit]
+    return [Example(lines[i % len(lines)], pictures[i % len(pictures)]) for i in range(n)][:limit]
 
 
 def find_pictures(place: Path) -> list[Path]:
@@ -108,11 +108,11 @@ def sample_pictures() -> Path:
     raise InputError("this installation has no sample pictures", hint="name a folder (`images`)")
 
 
-def _asked(folder: Path) -> list[Sample]:
+def _asked(folder: Path) -> list[Example]:
     """The questions that a folder's answers.json has about its pictures."""
     records = parse_json((folder / ANSWERS).read_text(encoding="utf-8"))
     return [
-        Sample(question, folder / record["file"])
+        Example(question, folder / record["file"])
         for record in records
         if Path(record.get("file", "")).suffix.lower() in SUFFIXES
         for question, _ in record.get("turns", ())
@@ -133,7 +133,7 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _sample(path: Path, number: int, line: str, folder: Path) -> Sample:
+def _sample(path: Path, number: int, line: str, folder: Path) -> Example:
     try:
         record = parse_json(line)
         prompt, image = record["prompt"], record.get("image")
@@ -142,4 +142,4 @@ def _sample(path: Path, number: int, line: str, folder: Path) -> Sample:
             f"{path}, line {number}: not what was expected: {line:.60}",
             hint='every line like {"image": "a.png", "prompt": "What is this?"}',
         ) from e
-    return Sample(str(prompt), None if image is None else folder / image)
+    return Example(str(prompt), None if image is None else folder / image)

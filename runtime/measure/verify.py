@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
@@ -21,12 +21,9 @@ from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.ggml.gguf_writer import splice
 from qvl.runtime.measure.decoder import Vectors
-from qvl.runtime.measure.divergence import Divergence, Tally, VisionError, VisionTally
-from qvl.runtime.measure.pair import Pair, Question, Subject
-from qvl.runtime.measure.samples import Sample
-
-Progress: TypeAlias = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and what is being done."""
+from qvl.runtime.measure.divergence import Divergence, Predictions, VisionError, VisionTally
+from qvl.runtime.measure.pair import Pair, Question, StepProgress, Subject
+from qvl.runtime.measure.samples import Example
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,13 @@ class Report:
 def verify(
     model: Pair,
     reference: Pair,
-    samples: Sequence[Sample],
+    samples: Sequence[Example],
     *,
     subject: Subject | None = None,
     truth: Subject | None = None,
     max_tokens: int = 64,
     attribute: bool = True,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Report:
     """Compare a model with a reference.
 
@@ -140,14 +137,14 @@ class _Answered:
 
 class _Run:
     def __init__(
-        self, model: Pair, reference: Pair, folder: Path, progress: Progress | None, total: int
+        self, model: Pair, reference: Pair, folder: Path, progress: StepProgress | None, total: int
     ) -> None:
         self.model, self.reference = model, reference
         self.subject: Subject = model
         self.truth: Subject = reference
         self.folder, self.progress = folder, progress
         self.done, self.total = 0, total
-        self.vision, self.decoder, self.together = VisionTally(), Tally(), Tally()
+        self.vision, self.decoder, self.together = VisionTally(), Predictions(), Predictions()
 
     def answer(self, i: int, question: Question, max_tokens: int) -> _Answered:
         """Let the reference answer, and the model say what it thinks of that."""
@@ -168,7 +165,7 @@ class _Run:
 
     def swap(self, part: Part, answered: Sequence[_Answered]) -> Divergence:
         """The reference with one part of the model, against the reference."""
-        tally = Tally()
+        tally = Predictions()
         with self.spliced(part) as hybrid:
             for a in answered:
                 vectors = hybrid.encode(a.question) if part.file == "mmproj" else a.vectors
@@ -226,4 +223,4 @@ def _check_alike(model: Pair, reference: Pair) -> None:
         )
 
 
-__all__ = ["PARTS", "Answer", "ModelFiles", "Part", "Progress", "Report", "verify"]
+__all__ = ["PARTS", "Answer", "ModelFiles", "Part", "Report", "verify"]

@@ -11,11 +11,11 @@ from pathlib import Path
 from qvl.runtime.files import file_identity
 from qvl.runtime.prompt.messages import VisionChunk
 from qvl.runtime.prompt.rules import Layout
-from qvl.runtime.vision.encoder import Progress, VisionEmbedding, VisionEncoder
+from qvl.runtime.vision.encoder import VisionEmbedding, VisionEncoder
 from qvl.runtime.vision.image import open_picture
 from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.size import PictureInfo
-from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.video import Watch, load_video
 
 
 class EncoderBackend:
@@ -31,7 +31,7 @@ class EncoderBackend:
     def identity(self) -> str:
         return f"{file_identity(self._encoder.path)} {self._encoder.precision} {self._encoder.device.name}"
 
-    def prepare(self, chunk: VisionChunk, progress: Progress | None = None) -> Patches:
+    def prepare(self, chunk: VisionChunk, progress: Watch | None = None) -> Patches:
         preprocessor, options = self._encoder.preprocessor, dict(chunk.options)
         if chunk.kind == "video":
             sampling = preprocessor.sampling.given(chunk.options)

@@ -48,7 +48,7 @@ _STALE_SECONDS = 3600.0  # a temporary file of this age belongs to a process tha
 
 
 class Embedding(Protocol):
-    """What is kept: `qvl.runtime.vision.encoder.VisionEmbedding`, and `Entry` below."""
+    """What is kept: `qvl.runtime.vision.encoder.VisionEmbedding`, and `CachedEmbedding` below."""
 
     @property
     def embeddings(self) -> NDArray[np.float32]: ...
@@ -57,7 +57,7 @@ class Embedding(Protocol):
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedEmbedding:
     """What comes back.
 
     Attributes:
@@ -117,12 +117,12 @@ class EmbeddingCache:
         self._directory = None if directory is None else Path(directory)
         self._max_bytes = max_bytes
         self._memory_bytes = memory_bytes
-        self._memory: OrderedDict[str, Entry] = OrderedDict()
+        self._memory: OrderedDict[str, CachedEmbedding] = OrderedDict()
         self._held = 0
         self._hits = {"memory": 0, "disk": 0, "none": 0}
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> CachedEmbedding | None:
         """The embeddings of a key, or None."""
         with self._lock:
             entry = self._memory.get(key)
@@ -143,7 +143,7 @@ class EmbeddingCache:
         values.flags.writeable = False
         t, h, w = embedding.grid_thw
         with self._lock:
-            self._remember(key, Entry(values, (t, h, w)))
+            self._remember(key, CachedEmbedding(values, (t, h, w)))
         self._write(key, values, (t, h, w))
 
     def clear(self) -> int:
@@ -175,7 +175,7 @@ class EmbeddingCache:
                 misses=hits["none"],
             )
 
-    def _remember(self, key: str, entry: Entry) -> None:
+    def _remember(self, key: str, entry: CachedEmbedding) -> None:
         old = self._memory.pop(key, None)
         self._held -= 0 if old is None else old.embeddings.nbytes
         if entry.embeddings.nbytes > self._memory_bytes:
@@ -190,7 +190,7 @@ class EmbeddingCache:
             raise ValueError(f"{key!r} is no key: expected 64 hexadecimal digits")
         return None if self._directory is None else self._directory / (key + _SUFFIX)
 
-    def _read(self, key: str) -> Entry | None:
+    def _read(self, key: str) -> CachedEmbedding | None:
         path = self._path(key)
         if path is None:
             return None
@@ -265,7 +265,7 @@ def _encode(key: str, values: NDArray[np.float32], grid: Grid) -> tuple[bytes, b
     return struct.pack("<Q", len(text)), text, data
 
 
-def _decode(data: bytes, key: str) -> Entry:
+def _decode(data: bytes, key: str) -> CachedEmbedding:
     """Read a file back.
 
     Raises:
@@ -282,7 +282,7 @@ def _decode(data: bytes, key: str) -> Entry:
     t, h, w = (int(x) for x in metadata["grid_thw"].split(","))
     n_tokens, n_embd = tensor["shape"]
     values = np.frombuffer(body, _TYPES[tensor["dtype"]]).reshape(n_tokens, n_embd).astype(np.float32)
-    return Entry(values, (t, h, w))
+    return CachedEmbedding(values, (t, h, w))
 
 
 def _checksum(metadata: dict[str, str], tensor: dict[str, Any], data: memoryview) -> str:

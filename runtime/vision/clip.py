@@ -83,7 +83,7 @@ class Clip:
         self.name, self._kind = name, kind
         self._av = _import_av(name)
         self._file = open_file(path)
-        self._source = _Source(self._file, path.suffix)
+        self._source = _ClipSource(self._file, path.suffix)
         self._container: Any = None
         self._stream: Any = None
         self._n_open = 0
@@ -301,7 +301,7 @@ def best_stream(streams: Sequence[Any]) -> Any:
     return max(moving, key=score, default=None)
 
 
-class _Source:
+class _ClipSource:
     """A file for FFmpeg, under a name of our own: a file's name may be none that FFmpeg takes."""
 
     def __init__(self, file: BinaryIO, suffix: str) -> None:

@@ -21,7 +21,7 @@ from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device, find_device
 from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.ggml.graph import Graph, get_data, set_data
-from qvl.runtime.ggml.scheduler import Observer, Runner
+from qvl.runtime.ggml.scheduler import GraphRunner, Observer
 from qvl.runtime.ggml.weights import Weights
 from qvl.runtime.native import kernels
 from qvl.runtime.resources import default_threads
@@ -31,14 +31,13 @@ from qvl.runtime.vision.grid import Grid, merged, n_patches
 from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.layers import Exact, Fast, Layers
 from qvl.runtime.vision.preprocess import Patches, Preprocessor
-from qvl.runtime.vision.tower import PIXELS, Config, Encoding, Tower
-from qvl.runtime.vision.video import load_video
+from qvl.runtime.vision.tower import PIXELS, Config, Tower, TowerGraph
+from qvl.runtime.vision.video import Watch, load_video
 from qvl.runtime.vision.video_options import VideoOptions
 
 PACK_PATCHES: Final = 4096
 _WAIT: Final = 0.02  # seconds for the encoder before other work is let in
 _READING: Final = 0.1  # of a video's progress
-Progress = Callable[[float], bool | None]
 Precision = Literal["auto", "exact"]
 
 
@@ -114,9 +113,9 @@ class VisionEncoder(Unpicklable):
         self.device = find_device(device)
         self._weights = self._tower.load(file, self.config, self.device)
         self._threads = threads or default_threads()
-        self._runner = Runner(self.device, self._threads)
+        self._runner = GraphRunner(self.device, self._threads)
         self._layers = _layers(precision, self._weights, self.device, self.config)
-        self._last: tuple[tuple[Grid, ...], Encoding] | None = None
+        self._last: tuple[tuple[Grid, ...], TowerGraph] | None = None
         self._lock = threading.Lock()
         self._closed = False
         self.observer: Observer | None = None
@@ -160,9 +159,7 @@ class VisionEncoder(Unpicklable):
             finally:
                 encoding.graph.close()
 
-    def encode(
-        self, images: Sequence[ImageSource], progress: Progress | None = None
-    ) -> list[VisionEmbedding]:
+    def encode(self, images: Sequence[ImageSource], progress: Watch | None = None) -> list[VisionEmbedding]:
         """Embeddings of pictures, packed into as few runs as their sizes allow.
 
         Args:
@@ -181,7 +178,7 @@ class VisionEncoder(Unpicklable):
         )
 
     def encode_video(
-        self, video: VideoSource, options: VideoOptions | None = None, progress: Progress | None = None
+        self, video: VideoSource, options: VideoOptions | None = None, progress: Watch | None = None
     ) -> VisionEmbedding:
         """Embeddings of a video: frames at 2 a second, two to a temporal patch.
 
@@ -204,7 +201,7 @@ class VisionEncoder(Unpicklable):
         return self.encode_patches([patches], _part(progress, _READING, 1.0))[0]
 
     def encode_patches(
-        self, inputs: Sequence[Patches], progress: Progress | None = None
+        self, inputs: Sequence[Patches], progress: Watch | None = None
     ) -> list[VisionEmbedding]:
         """Embeddings of preprocessed pictures and videos; see `encode`."""
         self._check_usable()
@@ -256,7 +253,7 @@ class VisionEncoder(Unpicklable):
         if self.on_encoded is not None and len(pack) == 1:  # attention is within each of several
             self.on_encoded(n_patches(pack[0].grid_thw) // pack[0].grid_thw[0], seconds / pack[0].grid_thw[0])
 
-    def _fill(self, pack: Sequence[Patches]) -> Encoding:
+    def _fill(self, pack: Sequence[Patches]) -> TowerGraph:
         """The graph for a pack, placed, with its inputs."""
         self._check_usable()
         self._file.check()
@@ -273,7 +270,7 @@ class VisionEncoder(Unpicklable):
             set_data(tensor, arrays[name])
         return encoding
 
-    def _results(self, pack: Sequence[Patches], encoding: Encoding) -> list[VisionEmbedding]:
+    def _results(self, pack: Sequence[Patches], encoding: TowerGraph) -> list[VisionEmbedding]:
         grids = tuple(p.grid_thw for p in pack)
         rows = get_data(encoding.output)
         size = self.config.merge_size
@@ -281,7 +278,7 @@ class VisionEncoder(Unpicklable):
         parts = np.split(rows, ends[:-1])
         return [VisionEmbedding(part, grid, size) for part, grid in zip(parts, grids, strict=True)]
 
-    def _encoding(self, grids: tuple[Grid, ...]) -> Encoding:
+    def _encoding(self, grids: tuple[Grid, ...]) -> TowerGraph:
         if self._last is None or self._last[0] != grids:
             encoding = self._tower.build(self.config, self._weights, grids, self._layers)
             self._forget()
@@ -336,7 +333,7 @@ def _family(file: GGUFFile) -> Family:
     return family
 
 
-def _part(progress: Progress | None, start: float, end: float) -> Progress | None:
+def _part(progress: Watch | None, start: float, end: float) -> Watch | None:
     """Progress of a part of the work."""
     return None if progress is None else lambda share: progress(start + share * (end - start))
 
@@ -357,7 +354,7 @@ def _packs(inputs: Sequence[Patches]) -> Iterator[list[Patches]]:
 
 
 def _watcher(
-    progress: Progress | None, start: float, share: float, n_layer: int
+    progress: Watch | None, start: float, share: float, n_layer: int
 ) -> Callable[[str], bool] | None:
     if progress is None:
         return None

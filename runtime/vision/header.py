@@ -19,7 +19,7 @@ _EPS: Final = "attention.layer_norm_epsilon"
 
 
 @dataclass(frozen=True)
-class Key:
+class HeaderKey:
     """What a value may be.
 
     Attributes:
@@ -54,26 +54,26 @@ class Key:
         return f"{self.items or 'a list of'} {name}s{bounds}"
 
 
-KEYS: Final[dict[str, Key]] = {
-    "clip.vision.block_count": Key(int, 1, 512),
-    "clip.vision.embedding_length": Key(int, 1, 1 << 16),
-    "clip.vision.feed_forward_length": Key(int, 1, 1 << 20),
-    "clip.vision.projection_dim": Key(int, 1, 1 << 16),
-    "clip.vision.attention.head_count": Key(int, 1, 1024),
-    f"clip.vision.{_EPS}": Key(float, 1e-12, 0.1),
-    "clip.vision.patch_size": Key(int, 1, 256),
-    "clip.vision.image_size": Key(int, 1, 1 << 14),
-    "clip.vision.spatial_merge_size": Key(int, 1, 16),
-    "clip.vision.window_size": Key(int, 1, 1 << 14),
-    "clip.vision.n_wa_pattern": Key(int, 1, 512),
-    "clip.vision.is_deepstack_layers": Key(bool, items=0),
-    "clip.vision.image_min_pixels": Key(int, 1, 1 << 31),
-    "clip.vision.image_max_pixels": Key(int, 1, 1 << 31),
-    "clip.vision.image_mean": Key(float, -1e3, 1e3, items=3),
-    "clip.vision.image_std": Key(float, 1e-6, 1e3, items=3),
-    "qvl.vision.temporal_patch_size": Key(int, 1, 16),
-    "clip.vision.projector.query_side": Key(int, 1, 256),
-    "clip.vision.projector.head_count": Key(int, 1, 1024),
+KEYS: Final[dict[str, HeaderKey]] = {
+    "clip.vision.block_count": HeaderKey(int, 1, 512),
+    "clip.vision.embedding_length": HeaderKey(int, 1, 1 << 16),
+    "clip.vision.feed_forward_length": HeaderKey(int, 1, 1 << 20),
+    "clip.vision.projection_dim": HeaderKey(int, 1, 1 << 16),
+    "clip.vision.attention.head_count": HeaderKey(int, 1, 1024),
+    f"clip.vision.{_EPS}": HeaderKey(float, 1e-12, 0.1),
+    "clip.vision.patch_size": HeaderKey(int, 1, 256),
+    "clip.vision.image_size": HeaderKey(int, 1, 1 << 14),
+    "clip.vision.spatial_merge_size": HeaderKey(int, 1, 16),
+    "clip.vision.window_size": HeaderKey(int, 1, 1 << 14),
+    "clip.vision.n_wa_pattern": HeaderKey(int, 1, 512),
+    "clip.vision.is_deepstack_layers": HeaderKey(bool, items=0),
+    "clip.vision.image_min_pixels": HeaderKey(int, 1, 1 << 31),
+    "clip.vision.image_max_pixels": HeaderKey(int, 1, 1 << 31),
+    "clip.vision.image_mean": HeaderKey(float, -1e3, 1e3, items=3),
+    "clip.vision.image_std": HeaderKey(float, 1e-6, 1e3, items=3),
+    "qvl.vision.temporal_patch_size": HeaderKey(int, 1, 16),
+    "clip.vision.projector.query_side": HeaderKey(int, 1, 256),
+    "clip.vision.projector.head_count": HeaderKey(int, 1, 1024),
 }
 
 

@@ -20,7 +20,7 @@ PIXELS = "pixels"  # the input that holds `pixel_values`
 
 
 @dataclass(frozen=True)
-class Encoding:
+class TowerGraph:
     """A graph with its ends.
 
     Attributes:
@@ -97,7 +97,7 @@ class Tower(Protocol):
     def inputs(self, config: Any, grids: Sequence[Grid]) -> dict[str, NDArray[Any]]:
         """The graph's inputs beside the pixels, for pictures of these grids packed one after the other."""
 
-    def build(self, config: Any, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
+    def build(self, config: Any, weights: Weights, grids: Sequence[Grid], layers: Layers) -> TowerGraph:
         """The graph for pictures of these grids."""
 
     def stored(self, name: str) -> tuple[Sequence[str], float]:

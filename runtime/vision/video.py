@@ -25,7 +25,7 @@ from qvl.runtime.vision.image import MAX_ASPECT_RATIO
 from qvl.runtime.vision.preprocess import Picture, Preprocessor, smart_resize
 from qvl.runtime.vision.video_options import VideoOptions
 
-Progress: TypeAlias = Callable[[float], bool | None]
+Watch: TypeAlias = Callable[[float], bool | None]
 """Called with the fraction done; returning False stops."""
 
 FRAME_FACTOR = 2
@@ -194,7 +194,7 @@ def load_video(
     source: VideoSource,
     preprocessor: Preprocessor,
     options: VideoOptions | None = None,
-    progress: Progress | None = None,
+    progress: Watch | None = None,
 ) -> VideoFrames:
     """Sample a video's frames and resize them.
 
@@ -232,7 +232,7 @@ def load_video(
 
 
 def _load(
-    reader: Frames, name: str, preprocessor: Preprocessor, options: VideoOptions, progress: Progress | None
+    reader: Frames, name: str, preprocessor: Preprocessor, options: VideoOptions, progress: Watch | None
 ) -> VideoFrames:
     if reader.n_frames < 1:
         raise VideoError(f"{name}: a video without frames")

@@ -19,7 +19,7 @@ from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.runner import Runner
 from qvl.runtime.caption.setup import open_run
-from qvl.runtime.caption.stdout import Stream
+from qvl.runtime.caption.stdout import JsonLines
 from qvl.runtime.model import Model
 
 SIZES = [(28, 28), (56, 84), (140, 28), (112, 112), (84, 56), (200, 130), (28, 28), (60, 300), (90, 90)]
@@ -45,7 +45,7 @@ def captions(
 ) -> dict[str, Record]:
     chosen = CaptionOptions(**{"max_tokens": 12, **options})  # type: ignore[arg-type]
     items = find_inputs([str(folder)]).items
-    runner, captioner = open_run(model, items, chosen, Stream(), parallel=parallel, n_ctx=n_ctx)
+    runner, captioner = open_run(model, items, chosen, JsonLines(), parallel=parallel, n_ctx=n_ctx)
     with captioner:
         return {Path(record.path).name: record for record in runner.run()}
 
@@ -168,12 +168,12 @@ def test_videos_are_captioned_as_videos(model: Model, tmp_path: Path) -> None:
 def test_runs_that_follow_each_other_see_their_own_pictures(model: Model, pictures: Path) -> None:
     """As on a cluster, where a model stays loaded from one block of pictures to the next."""
     options = CaptionOptions(max_tokens=12, sampling={"temperature": 0.0})
-    first, captioner = open_run(model, [], options, Stream(), parallel=2)
+    first, captioner = open_run(model, [], options, JsonLines(), parallel=2)
     expected = {path.name: alone(model, path) for path in sorted(pictures.glob("*.png"))}
     found = {}
     with captioner:
         for path in sorted(pictures.glob("*.png")):
             plan = replace(first.plan, items=[Item(str(path))])
-            (record,) = Runner(plan, captioner, Stream()).run()
+            (record,) = Runner(plan, captioner, JsonLines()).run()
             found[path.name] = record.caption
     assert found == expected

@@ -17,7 +17,7 @@ from support.clips import write_clip
 from qvl.runtime.caption.activity import Activity
 from qvl.runtime.caption.captioner import Done
 from qvl.runtime.caption.inputs import Item
-from qvl.runtime.caption.prepare import Prepared, Preparer, Rejected
+from qvl.runtime.caption.prepare import PreparedPicture, Preparer, Rejected
 from qvl.runtime.caption.prompts import Prompts, Template
 from qvl.runtime.caption.record import Record
 from qvl.runtime.caption.sidecar import Sidecars
@@ -240,7 +240,7 @@ def test_videos_say_how_far_they_are_read(tmp_path: Path) -> None:
 
     shares: list[tuple[str, float]] = []
     prepare = Preparer(PREPROCESSOR, Prompts(Template("Describe.")), Seen())
-    assert isinstance(prepare(Item(str(clip))), Prepared)
+    assert isinstance(prepare(Item(str(clip))), PreparedPicture)
     assert {what for what, _ in shares} == {"reading the frames of clip.mp4"}
     assert [share for _, share in shares] == [*(i / 8 for i in range(1, 9)), 1.0]
     assert prepare.activity.words() == ""

@@ -15,7 +15,7 @@ from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Entry
 from qvl.runtime.measure.activations import InputSums, as_stored, in_decoder, in_decoder_or_head, in_encoder
 from qvl.runtime.measure.pair import Pair, Question
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.samples import Example
 
 TOKENS = list(range(100, 140))
 
@@ -36,7 +36,7 @@ def observed(
     with Pair(ModelFiles(model.text, model.mmproj), n_ctx=256, observer=decoder) as pair:
         assert pair.vision is not None
         pair.vision.observer = encoder
-        question = pair.read(Sample("hello", picture()))
+        question = pair.read(Example("hello", picture()))
         pair.encode(question)
         decoder.flush()
         pair.decoder.run(TOKENS, {})

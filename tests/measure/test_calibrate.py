@@ -17,15 +17,15 @@ from qvl.convert import Converted, convert
 from qvl.runtime.errors import Cancelled, InputError, OutputError
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Imatrix, read_imatrix, write_imatrix
-from qvl.runtime.measure.calibrate import Plan, calibrate
+from qvl.runtime.measure.calibrate import CalibrationPlan, calibrate
 from qvl.runtime.measure.pair import Pair
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.samples import Example
 
 PICTURES = tuple(
-    Sample("What is this?", np.random.default_rng(i).integers(0, 256, (60, 60 + 28 * i, 3), dtype=np.uint8))
+    Example("What is this?", np.random.default_rng(i).integers(0, 256, (60, 60 + 28 * i, 3), dtype=np.uint8))
     for i in range(4)
 )
-MIXED = Plan(PICTURES, "Hello there. " * 40, reply_tokens=5, chunk=32)
+MIXED = CalibrationPlan(PICTURES, "Hello there. " * 40, reply_tokens=5, chunk=32)
 
 
 def files(model: Converted) -> ModelFiles:
@@ -51,13 +51,17 @@ def whole(tiny_model: Converted, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_pictures_count_for_both_and_text_for_the_decoder(tiny_model: Converted, tmp_path: Path) -> None:
-    text = calibrate(files(tiny_model), Plan(text="Hello there. " * 40, chunk=32), tmp_path / "t.gguf")
+    text = calibrate(
+        files(tiny_model), CalibrationPlan(text="Hello there. " * 40, chunk=32), tmp_path / "t.gguf"
+    )
     assert {n.split(".")[0] for n in text.entries} == {"blk"}
-    pictures = calibrate(files(tiny_model), Plan(PICTURES, reply_tokens=0), tmp_path / "p.gguf", n_ctx=256)
+    pictures = calibrate(
+        files(tiny_model), CalibrationPlan(PICTURES, reply_tokens=0), tmp_path / "p.gguf", n_ctx=256
+    )
     assert {n.split(".")[0] for n in pictures.entries} == {"blk", "v", "mm"}
     both = calibrate(
         files(tiny_model),
-        Plan(PICTURES, "Hello there. " * 40, reply_tokens=0, chunk=32),
+        CalibrationPlan(PICTURES, "Hello there. " * 40, reply_tokens=0, chunk=32),
         tmp_path / "b.gguf",
         n_ctx=256,
     )
@@ -71,7 +75,10 @@ def test_replies_count(tiny_model: Converted, tmp_path: Path) -> None:
     counts = []
     for n in (0, 3):
         made = calibrate(
-            files(tiny_model), Plan(PICTURES[:1], reply_tokens=n), tmp_path / f"{n}.gguf", n_ctx=256
+            files(tiny_model),
+            CalibrationPlan(PICTURES[:1], reply_tokens=n),
+            tmp_path / f"{n}.gguf",
+            n_ctx=256,
         )
         counts.append(made.entries["blk.0.attn_q.weight"].count)
     assert 1 <= counts[1] - counts[0] <= 3
@@ -100,17 +107,17 @@ def test_another_run_is_not_overwritten(tiny_model: Converted, whole: Path, tmp_
     with pytest.raises(OutputError, match="complete"):
         calibrate(files(tiny_model), MIXED, out, n_ctx=256)
     with pytest.raises(OutputError, match="not a part of this run"):
-        calibrate(files(tiny_model), Plan(PICTURES[:2]), out, n_ctx=256)
+        calibrate(files(tiny_model), CalibrationPlan(PICTURES[:2]), out, n_ctx=256)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not a part of this run"):
         calibrate(files(tiny_model), MIXED, tmp_path / "notes.txt", n_ctx=256)
-    calibrate(files(tiny_model), Plan(PICTURES[:1]), out, n_ctx=256, force=True)
+    calibrate(files(tiny_model), CalibrationPlan(PICTURES[:1]), out, n_ctx=256, force=True)
     assert read_imatrix(out).chunks == 1
 
 
 def test_nothing_to_run(tiny_model: Converted, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to calibrate"):
-        calibrate(files(tiny_model), Plan(), tmp_path / "i.gguf")
+        calibrate(files(tiny_model), CalibrationPlan(), tmp_path / "i.gguf")
 
 
 def test_from_the_command_line_to_the_files(
@@ -171,7 +178,7 @@ def test_llama_imatrix_finds_the_same(tiny_model: Converted, tmp_path: Path) -> 
         tokens = pair.text.vocab.tokenize(text)
         assert n_chunks == len(tokens) // 64
         same = pair.text.vocab.detokenize(tokens[: n_chunks * 64])
-    ours = calibrate(files(tiny_model), Plan(text=same, chunk=64), tmp_path / "ours.gguf")
+    ours = calibrate(files(tiny_model), CalibrationPlan(text=same, chunk=64), tmp_path / "ours.gguf")
     assert ours.entries.keys() == theirs.entries.keys()
     for name, entry in ours.entries.items():
         assert entry.count == theirs.entries[name].count

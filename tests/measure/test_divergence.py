@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qvl.runtime.measure.divergence import Tally, VisionTally, log_softmax
+from qvl.runtime.measure.divergence import Predictions, VisionTally, log_softmax
 
 LOGITS = arrays(np.float32, (5, 7), elements=st.floats(-30, 30, width=32))
 
@@ -16,7 +16,7 @@ LOGITS = arrays(np.float32, (5, 7), elements=st.floats(-30, 30, width=32))
 @given(LOGITS, LOGITS)
 def test_kl_is_its_definition(a: np.ndarray, b: np.ndarray) -> None:
     reply = [0, 1, 2, 3, 6]
-    tally = Tally()
+    tally = Predictions()
     tally.add(a, b, reply)
     found = tally.result()
     p = np.exp(a.astype(np.float64)) / np.exp(a.astype(np.float64)).sum(axis=1, keepdims=True)
@@ -32,7 +32,7 @@ def test_kl_is_its_definition(a: np.ndarray, b: np.ndarray) -> None:
 @given(LOGITS)
 def test_a_model_does_not_diverge_from_itself(a: np.ndarray) -> None:
     a = np.round(a * 1024) / np.float32(1024)  # so that the sum is exact
-    tally = Tally()
+    tally = Predictions()
     tally.add(a, a + np.float32(3), [0] * 5)
     tally.add(a, a, [1] * 5)
     found = tally.result()
@@ -45,7 +45,7 @@ def test_where_replies_part() -> None:
     favourites = np.eye(4, dtype=np.float32) * 9
     other = favourites.copy()
     other[2] = favourites[0]
-    tally = Tally()
+    tally = Predictions()
     tally.add(favourites, other, [0, 1, 2, 3])
     tally.add(favourites, favourites, [0, 1, 2, 3])
     found = tally.result()
@@ -55,7 +55,7 @@ def test_where_replies_part() -> None:
 
 def test_rows_that_pad_a_vocabulary_do_not_count() -> None:
     a = np.zeros((2, 3), np.float32)
-    tally = Tally()
+    tally = Predictions()
     tally.add(a, np.concatenate([a, np.full((2, 5), 20, np.float32)], axis=1), [0, 1])
     assert tally.result().kl_max == 0
 

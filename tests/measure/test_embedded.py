@@ -19,11 +19,11 @@ from qvl.models.nano.train.draw import draw_scene
 from qvl.models.nano.train.world import sample_scene
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import BLOCK, Entry, Imatrix, read_imatrix
-from qvl.runtime.measure.calibrate import Plan, calibrate
+from qvl.runtime.measure.calibrate import CalibrationPlan, calibrate
 from qvl.runtime.measure.decoder import Vectors
-from qvl.runtime.measure.divergence import Tally, VisionTally
+from qvl.runtime.measure.divergence import Predictions, VisionTally
 from qvl.runtime.measure.pair import Pair, Question
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.samples import Example
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ ORDERS = range(6)
 SHOWN = 48
 
 
-def drawn(n: int, seed: int) -> Iterator[Sample]:
+def drawn(n: int, seed: int) -> Iterator[Example]:
     """Pictures of one to three shapes, each with a question."""
     rng = np.random.default_rng(seed)
     made = 0
@@ -46,7 +46,7 @@ def drawn(n: int, seed: int) -> Iterator[Sample]:
         asked = ask.TASKS[TASKS[made % len(TASKS)]](rng, scene)
         if asked is not None:
             made += 1
-            yield Sample(asked[0], pixels)
+            yield Example(asked[0], pixels)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def answered(reference: Pair) -> list[Answered]:
 
 def test_q8_0_says_what_float32_says(answered: list[Answered], tmp_path: Path) -> None:
     """Over some 1500 tokens: a share of 99% is then known to half a percent."""
-    said, seen = Tally(), VisionTally()
+    said, seen = Predictions(), VisionTally()
     with opened(convert(CHECKPOINT, tmp_path, "q8_0", "q8_0")) as pair:
         for a in answered:
             own = pair.encode(a.question)
@@ -106,7 +106,7 @@ def statistics(reference: Pair, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 def calibrated(files: ModelFiles, out: Path, n: int, seed: int) -> Path:
-    calibrate(files, Plan(tuple(drawn(n, seed)), reply_tokens=24), out, n_ctx=N_CTX)
+    calibrate(files, CalibrationPlan(tuple(drawn(n, seed)), reply_tokens=24), out, n_ctx=N_CTX)
     return out
 
 
@@ -141,7 +141,7 @@ def squared_error(lost: NDArray[np.float64], entry: Entry) -> float:
 def test_the_order_of_channels_changes_nothing_else(answered: list[Answered], tmp_path: Path) -> None:
     """What the next tests rest on."""
     copy = reorder(CHECKPOINT, tmp_path, 0)
-    said = Tally()
+    said = Predictions()
     with opened(convert(copy.checkpoint, tmp_path / "f32", "f32", "f32")) as pair:
         for a in answered[:4]:
             said.add(a.logits, pair.logits(a.question.units, pair.encode(a.question), a.reply), a.reply)
@@ -175,7 +175,7 @@ def test_an_importance_matrix_lowers_what_four_bits_cost(
 
 def kl_of_decoder(made: Converted, answered: Sequence[Answered], order: Reordered) -> float:
     """Of a decoder in another order, shown what float32 sees."""
-    tally = Tally()
+    tally = Predictions()
     with opened(made) as pair:
         for a in answered[:SHOWN]:
             seen = {key: np.ascontiguousarray(vectors[:, order.hidden]) for key, vectors in a.vectors.items()}
@@ -185,7 +185,7 @@ def kl_of_decoder(made: Converted, answered: Sequence[Answered], order: Reordere
 
 def kl_of_vision(reference: Pair, made: Converted, answered: Sequence[Answered], order: Reordered) -> float:
     """Of a float32 decoder, shown what an encoder in another order sees."""
-    tally, old_places = Tally(), np.argsort(order.hidden)
+    tally, old_places = Predictions(), np.argsort(order.hidden)
     with opened(made) as pair:
         for a in answered[:SHOWN]:
             seen = {

@@ -20,7 +20,7 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from qvl.runtime.measure.activations import by_expert
-from qvl.runtime.measure.calibrate import Plan, calibrate
+from qvl.runtime.measure.calibrate import CalibrationPlan, calibrate
 from qvl.runtime.measure.pair import Pair
 
 N_EXPERTS, N_USED, LAYERS = 8, 2, 2
@@ -44,7 +44,9 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Convert
 def counted(whole: Converted, text: str, out: Path) -> tuple[Imatrix, list[str]]:
     warnings: list[str] = []
     files = ModelFiles(whole.text, whole.mmproj)
-    calibrate(files, Plan(text=text, chunk=64, products=False), out, n_ctx=128, warn=warnings.append)
+    calibrate(
+        files, CalibrationPlan(text=text, chunk=64, products=False), out, n_ctx=128, warn=warnings.append
+    )
     return read_imatrix(out), warnings
 
 

@@ -18,12 +18,12 @@ from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.gguf import read_gguf
 from qvl.runtime.ggml.gguf_writer import splice
 from qvl.runtime.measure.pair import Pair
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.samples import Example
 from qvl.runtime.measure.verify import PARTS, Report, verify
 
 SAMPLES = (
-    Sample("What is this?", np.random.default_rng(1).integers(0, 256, (70, 120, 3), dtype=np.uint8)),
-    Sample("Hello"),
+    Example("What is this?", np.random.default_rng(1).integers(0, 256, (70, 120, 3), dtype=np.uint8)),
+    Example("Hello"),
 )
 
 
@@ -31,7 +31,7 @@ def opened(made: Converted) -> Pair:
     return Pair(ModelFiles(made.text, made.mmproj), n_ctx=256, device="cpu")
 
 
-def compared(model: Converted, reference: Converted, samples: Sequence[Sample] = SAMPLES) -> Report:
+def compared(model: Converted, reference: Converted, samples: Sequence[Example] = SAMPLES) -> Report:
     with opened(model) as m, opened(reference) as r:
         return verify(m, r, samples, max_tokens=8)
 
@@ -137,7 +137,7 @@ def test_text_alone(tiny_model: Converted, coarse: Converted) -> None:
         Pair(ModelFiles(coarse.text, None), n_ctx=256) as m,
         Pair(ModelFiles(tiny_model.text, None), n_ctx=256) as r,
     ):
-        report = verify(m, r, [Sample("Hello")], max_tokens=4)
+        report = verify(m, r, [Example("Hello")], max_tokens=4)
         assert report.vision is None
         assert list(report.parts) == ["decoder", "embeddings and head"]
         assert report.decoder == report.together

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.patterns import pattern
 
 from qvl.runtime.files import default_directory, file_identity
-from qvl.runtime.vision.cache import EmbeddingCache, Entry, embedding_key
+from qvl.runtime.vision.cache import CachedEmbedding, EmbeddingCache, embedding_key
 from qvl.runtime.vision.preprocess import Preprocessor
 
 
@@ -28,9 +28,9 @@ def key(i: int) -> str:
     return hashlib.sha256(str(i).encode()).hexdigest()
 
 
-def entry(i: int = 0, n_tokens: int = 12, n_embd: int = 32) -> Entry:
+def entry(i: int = 0, n_tokens: int = 12, n_embd: int = 32) -> CachedEmbedding:
     values = np.random.default_rng(i).normal(0, 3, (n_tokens, n_embd)).astype(np.float32)
-    return Entry(values, (1, 2, 2 * n_tokens))
+    return CachedEmbedding(values, (1, 2, 2 * n_tokens))
 
 
 def only_file(directory: Path) -> Path:

@@ -18,14 +18,14 @@ from qvl.models import embedded
 from qvl.runtime import load
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import read_imatrix
-from qvl.runtime.interrupt import Guard
+from qvl.runtime.interrupt import CallbackGuard
 from qvl.runtime.llama import worker
 from qvl.runtime.llama.binding import llama, log_guard
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.measure.activations import InputSums
-from qvl.runtime.measure.calibrate import Plan, calibrate
-from qvl.runtime.measure.samples import Sample
+from qvl.runtime.measure.calibrate import CalibrationPlan, calibrate
+from qvl.runtime.measure.samples import Example
 from qvl.runtime.vision.cache import EmbeddingCache
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8)
@@ -63,7 +63,7 @@ def nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 
 def test_a_guard_calls_nothing_after_a_failure_and_raises_once() -> None:
-    guard, failing = Guard(), Failing(2)
+    guard, failing = CallbackGuard(), Failing(2)
     callback = guard.wrap(failing, lambda *_: False)
     assert [callback(1), callback(2), callback(3)] == [True, False, False]
     assert failing.calls == 2
@@ -168,7 +168,7 @@ def test_an_observer_of_calibration(
 ) -> None:
     """What was counted before is kept, the prompt that failed is not, and the run goes on to the same end."""
     files = ModelFiles(tiny_model.text, tiny_model.mmproj)
-    plan = Plan(tuple(Sample(f"question {i}", PICTURE) for i in range(3)), reply_tokens=0)
+    plan = CalibrationPlan(tuple(Example(f"question {i}", PICTURE) for i in range(3)), reply_tokens=0)
     whole = calibrate(files, plan, tmp_path / "whole.gguf", n_ctx=256)
     real, calls = InputSums.take, 0
 

@@ -19,7 +19,7 @@ from qvl.runtime.errors import InputError
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import cpu_device
 from qvl.runtime.ggml.graph import Graph, KernelParams, Tensor, get_data
-from qvl.runtime.ggml.scheduler import Runner
+from qvl.runtime.ggml.scheduler import GraphRunner
 from qvl.runtime.native import Activation, Format, Kernels, kernels, levels
 from qvl.runtime.vision.layers import _attention_params
 
@@ -70,7 +70,7 @@ def stored(x: Matrix, kind: ggml.Type) -> tuple[NDArray[np.uint8], Matrix]:
 
 def run(build: Any, inputs: list[Input], threads: int = 2) -> Matrix:
     """Compute build(graph, tensors) twice: a graph is kept, with the tasks that its threads counted."""
-    graph, runner = Graph(64), Runner(cpu_device(), threads)
+    graph, runner = Graph(64), GraphRunner(cpu_device(), threads)
     tensors = [graph.input(kind, *ne) for kind, ne, _ in inputs]
     out = graph.output(build(graph, tensors))
     runner.prepare(graph)

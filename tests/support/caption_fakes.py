@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime.caption.bookkeeping import Stop
-from qvl.runtime.caption.captioner import Done, Job
+from qvl.runtime.caption.captioner import CaptionJob, Done
 from qvl.runtime.caption.inputs import find_inputs
 from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.prepare import Preparer
@@ -24,7 +24,7 @@ from qvl.runtime.caption.state import Mode
 from qvl.runtime.vision.preprocess import Preprocessor
 
 
-def said(job: Job, seed: int) -> str:
+def said(job: CaptionJob, seed: int) -> str:
     """What the fake says: it depends on the pixels, the prompt and the seed only."""
     content = f"{job.frames.tobytes().hex()}{job.before}{job.after}{seed}"
     return f'caption {hashlib.sha256(content.encode()).hexdigest()[:12]}\nof two lines, "quoted"'
@@ -35,8 +35,8 @@ class FakeCaptioner:
 
     def __init__(self, slots: int = 3, delay: float = 0.0) -> None:
         self.slots, self.delay = slots, delay
-        self.jobs: dict[int, tuple[Job, int]] = {}
-        self.submitted: list[Job] = []
+        self.jobs: dict[int, tuple[CaptionJob, int]] = {}
+        self.submitted: list[CaptionJob] = []
 
     @property
     def free(self) -> int:
@@ -46,7 +46,7 @@ class FakeCaptioner:
     def busy(self) -> bool:
         return bool(self.jobs)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CaptionJob) -> None:
         assert self.free > 0
         self.submitted.append(job)
         self.jobs[job.key] = (job, 1 + job.frames.sum() % 3)

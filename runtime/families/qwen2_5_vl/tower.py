@@ -47,7 +47,7 @@ from qvl.runtime.vision.tensors import (
     tensor,
     vectors,
 )
-from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
+from qvl.runtime.vision.tower import PIXELS, Operations, TowerGraph
 from qvl.runtime.vision.video_options import VideoOptions
 
 PREPROCESSOR: Final = Preprocessor(sampling=VideoOptions(total_pixels=int(128000 * 28 * 28 * 0.9)))
@@ -215,7 +215,7 @@ def inputs(config: VisionConfig, grids: Sequence[Grid]) -> dict[str, NDArray[Any
     return {"positions": where, "window positions": in_windows, "to windows": order, "to frames": back}
 
 
-def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
+def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> TowerGraph:
     """The graph for pictures of these grids, packed one after the other.
 
     Args:
@@ -262,4 +262,4 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     x = x if in_frames else ordered(x, "to frames")
     x = layers.rms_norm(g, x, "v.post_ln", config.eps, then="mm.0").reshape(config.n_embd * group, n // group)
     x = layers.linear(g, layers.linear(g, x, "mm.0", act="gelu", then="mm.2"), "mm.2")
-    return Encoding(g, ends, g.output(x))
+    return TowerGraph(g, ends, g.output(x))

@@ -37,7 +37,7 @@ from qvl.runtime.vision.tensors import (
     tensor,
     vectors,
 )
-from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
+from qvl.runtime.vision.tower import PIXELS, Operations, TowerGraph
 
 PREPROCESSOR: Final = Preprocessor()
 FRAMES_PER_PATCH: Final = 2
@@ -221,7 +221,7 @@ def rotary_heads(
     return q.rope_vision(where, sections), k.rope_vision(where, sections), v
 
 
-def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
+def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> TowerGraph:
     """The graph for pictures of these grids, packed one after the other.
 
     Args:
@@ -255,4 +255,4 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     merge = config.merge_size**2
     x = layers.norm(g, x, "v.post_ln", eps, then="mm.0").reshape(config.n_embd * merge, n // merge)
     x = layers.linear(g, layers.linear(g, x, "mm.0", act="gelu", then="mm.2"), "mm.2")
-    return Encoding(g, {PIXELS: pixels, "positions": where}, g.output(x))
+    return TowerGraph(g, {PIXELS: pixels, "positions": where}, g.output(x))

@@ -46,7 +46,7 @@ from qvl.runtime.vision.tensors import (
     tensor,
     vectors,
 )
-from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
+from qvl.runtime.vision.tower import PIXELS, Operations, TowerGraph
 from qvl.runtime.vision.video_options import VideoOptions
 
 _HALF: Final = (0.5, 0.5, 0.5)
@@ -227,7 +227,7 @@ def inputs(config: VisionConfig, grids: Sequence[Grid]) -> dict[str, NDArray[Any
     return {"positions": where, "corners": indices, "shares": shares}
 
 
-def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
+def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> TowerGraph:
     """The graph for pictures of these grids, packed one after the other.
 
     Args:
@@ -281,6 +281,6 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     x = merger(x, "mm.0", "mm.2")
     for feature in features:
         x = x.concat(feature, axis=0)
-    return Encoding(
+    return TowerGraph(
         g, {PIXELS: pixels, "positions": where, "corners": corners, "shares": shares}, g.output(x)
     )

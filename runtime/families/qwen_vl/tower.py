@@ -42,7 +42,7 @@ from qvl.runtime.vision.tensors import (
     tensor,
     vectors,
 )
-from qvl.runtime.vision.tower import PIXELS, Encoding, Operations
+from qvl.runtime.vision.tower import PIXELS, Operations, TowerGraph
 
 SIDE: Final = 448
 PREPROCESSOR: Final = Preprocessor(
@@ -235,7 +235,7 @@ def inputs(config: VisionConfig, grids: Sequence[Grid]) -> dict[str, NDArray[Any
     return {}
 
 
-def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> Encoding:
+def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers: Layers) -> TowerGraph:
     """The graph for pictures of these grids, packed one after the other.
 
     Args:
@@ -297,4 +297,4 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
     for i in range(config.n_layer):
         block = f"v.blk.{i}."
         x = g.name(mlp(attention(x, block), block), f"@{i + 1}")
-    return Encoding(g, {PIXELS: pixels}, g.output(resampler(x)))
+    return TowerGraph(g, {PIXELS: pixels}, g.output(resampler(x)))
