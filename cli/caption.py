@@ -24,7 +24,8 @@ _ADDRESS: Final = re.compile(r"ray://\S+|auto|local|[\w.-]+:\d+$")
 Paths = Annotated[
     list[str],
     typer.Argument(
-        metavar="PATH…", help="Files, folders, globs in quotes, @list.txt, or - for paths on stdin."
+        metavar="PATH…",
+        help="Files, folders, globs in quotes, @list.txt (# begins a comment), or - for paths on stdin.",
     ),
 ]
 Prompt = Annotated[

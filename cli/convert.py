@@ -45,6 +45,10 @@ FitTo = Annotated[
     str | None,
     typer.Option("--fit", metavar="SIZE", help="Take the best types that run in SIZE of memory (3GB)."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("-t", "--threads", metavar="N", min=1, max=512, help="Default: one for each logical core."),
+]
 Force = Annotated[bool, options.flag("--force", help="Overwrite files that exist.")]
 
 
@@ -63,7 +67,7 @@ def convert(
     ctx_size: options.CtxSize = 8192,
     max_pixels: options.MaxPixels = None,
     force: Force = False,
-    threads: options.Threads = None,
+    threads: Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

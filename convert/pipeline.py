@@ -66,7 +66,7 @@ def convert(
         imatrix: an importance matrix in llama.cpp's GGUF format.
         progress: called with (source bytes done, source bytes in all, tensor name).
         force: overwrite existing files.
-        threads: all usable cores by default.
+        threads: workers; one for each logical core unless given.
         name: NAME; by default that of the folder or repository.
         revision: branch, tag or commit of a hub repository.
         tensor_types: `REGEX=TYPE` overrides by GGUF tensor name, for both files.

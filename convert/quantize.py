@@ -100,7 +100,7 @@ def write_tensors(
     """Convert, quantize and write every job's tensor.
 
     Args:
-        threads: workers; all the cores this process may use by default.
+        threads: workers; one for each logical core that this process may use unless given.
 
     Returns:
         Tensor names to what is odd about their values, only for those where something is.

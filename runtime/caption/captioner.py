@@ -92,6 +92,7 @@ class BatchCaptioner:
         engine: belongs to the captioner from now on; has a slot for each sample.
         cancelled: asked during long work; when true, `step` raises Cancelled.
         activity: told how far the encoder is.
+        n_trained: tokens of the longest context that the model was trained on.
 
     Attributes:
         seconds: spent in encode, prefill and generate.
@@ -107,11 +108,12 @@ class BatchCaptioner:
         *,
         cancelled: Callable[[], bool] | None = None,
         activity: Activity | None = None,
+        n_trained: int = 1 << 30,
     ) -> None:
         self.request = request
         self.seconds = engine.seconds
         self._engine, self._vocab, self._template = engine, vocab, template
-        self._preprocessor = preprocessor
+        self._preprocessor, self._n_trained = preprocessor, n_trained
         self._activity = activity or Activity()
         self._cancelled = cancelled or (lambda: False)
         self._start = vocab.tokenize(request.start)
@@ -212,8 +214,10 @@ class BatchCaptioner:
     def _too_large(self, job: CaptionJob, n: int, cells: int) -> str:
         n_ctx = self._engine.n_ctx
         area = (n_ctx - (cells - n)) * self._preprocessor.token_pixels
-        smaller = f"`max_pixels` {area} would fit, or " if area > 0 else ""
+        ways = [f"`max_pixels` {area} would fit"] if area > 0 else []
+        if cells <= self._n_trained or not ways:
+            ways.append(f"a context (`n_ctx`) of {cells} would do")
         return (
             f"the {job.kind} with its words and replies takes {cells} tokens ({n} of them its own), "
-            f"the context holds {n_ctx}: {smaller}a larger `n_ctx`"
+            f"the context holds {n_ctx}: {', or '.join(ways)}"
         )

@@ -1,9 +1,9 @@
-"""Which pictures and videos to caption: files, folders, globs, `@list.txt`, and `-` for stdin.
+"""Pictures and videos to caption: files, folders, globs, `@list.txt`, and `-` for stdin.
 
 Folders are searched to any depth in order of name; hidden files and folders, and those that a system keeps
-(`@eaDir`, `#recycle`), are left out. What was named
-itself is always taken, whatever its suffix, and reported if it is missing; what lies in a folder is taken
-if its suffix is that of a picture or a video.
+(`@eaDir`, `#recycle`), are left out. A file that is named is always taken, whatever its suffix, and reported
+if it is missing; a file in a folder is taken if its suffix is that of a picture or a video. In lists, lines
+that begin with `#` are comments: `./#a.png` names such a file.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Item:
 
 @dataclass
 class Inputs:
-    """What was found, in the order in which it will be captioned, each path once.
+    """The pictures found, in the order in which they will be captioned, each path once.
 
     Attributes:
-        notes: what the user should hear about: folders without pictures, globs without matches.
+        notes: for the user: folders without pictures, globs without matches, files taken for comments.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -96,16 +96,25 @@ def find_inputs(arguments: Iterable[str], stdin: Iterable[str] | None = None) ->
 
 def _expand(argument: str, notes: list[str], stdin: Iterable[str] | None) -> Iterator[Item]:
     if argument == STDIN:
-        for line in split_list(_read_stdin() if stdin is None else "".join(stdin)):
+        for line in _lines(_read_stdin() if stdin is None else "".join(stdin), notes):
             yield from _named(meant(line), notes)
     elif argument.startswith("@") and not is_there(Path(argument)):
         source = expanded(argument[1:])
-        for line in split_list(_read_list(source)):
+        for line in _lines(_read_list(source), notes):
             # As other programs read such lists, from the working folder; else from where the list lies.
             yield from _named(meant(line, source.parent), notes)
     else:
         path = Path(argument)
         yield from _named(path if is_there(path) else normalized(path) or path, notes)
+
+
+def _lines(text: str, notes: list[str]) -> Iterator[str]:
+    """The lines of a list; those that begin with `#` are comments, unless NUL separates the names."""
+    for line in split_list(text):
+        if not line.startswith("#") or "\0" in text:
+            yield line
+        elif is_there(Path(line)):
+            notes.append(f"{line}: taken for a comment; ./{line} names the file")
 
 
 def _read_stdin() -> str:

@@ -146,4 +146,5 @@ def open_captioner(
         request,
         cancelled=lambda: stop.now,
         activity=activity,
+        n_trained=model.text.hparams.n_ctx_train,
     )

@@ -34,10 +34,12 @@ class Reader:
         vocab: Vocab,
         n_ctx: int,
         on_drop: Callable[[int], None] | None = None,
+        n_trained: int = 1 << 30,
     ) -> None:
+        """n_trained: tokens of the longest context that the model was trained on."""
         self.on_drop = on_drop
         self._template, self._store, self._vocab = template, store, vocab
-        self._fitter = Fitter(n_ctx, store.token_pixels)
+        self._fitter = Fitter(n_ctx, store.token_pixels, n_trained)
         self._replies: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._lock = threading.RLock()
 

@@ -56,7 +56,8 @@ class Session(Unpicklable):
         self._vocab = context.model.vocab
         self._parser_of = template.rules.grounding
         self._defaults = defaults or Sampling()
-        self._reader = Reader(template, store, context.model.vocab, context.n_ctx, on_drop)
+        model = context.model
+        self._reader = Reader(template, store, model.vocab, context.n_ctx, on_drop, model.hparams.n_ctx_train)
         self._lock = threading.RLock()  # of the drafts
         self._drafts: dict[int, Draft] = {}  # by thread
 

@@ -38,9 +38,14 @@ class Fitted:
 class Fitter:
     """Chooses messages, and remembers what it has dropped of a conversation."""
 
-    def __init__(self, n_ctx: int, token_pixels: int = 0) -> None:
-        """token_pixels: pixels of a picture that become one token; 0 where every picture has one size."""
-        self._n_ctx, self._token_pixels = n_ctx, token_pixels
+    def __init__(self, n_ctx: int, token_pixels: int = 0, n_trained: int = 1 << 30) -> None:
+        """Begin without a conversation.
+
+        Args:
+            token_pixels: pixels of a picture that become one token; 0 where every picture has one size.
+            n_trained: tokens of the longest context that the model was trained on.
+        """
+        self._n_ctx, self._token_pixels, self._n_trained = n_ctx, token_pixels, n_trained
         self.forget()
 
     def forget(self) -> None:
@@ -83,16 +88,22 @@ class Fitter:
         seen = [unit.span for unit in units if isinstance(unit, VisionUnit)]
         pictures = len(seen)
         room = self._n_ctx - reserve - (cells - vision)
-        larger = f"a context (`n_ctx`) of {cells + reserve} would do"
+        ways = []
         if not pictures:
             what = f"the message takes {cells} tokens"
-            hint = f"shorten it, or {larger}"
+            ways.append("shorten it")
         else:
             what = f"{pictures} picture{'s'[: pictures != 1]} of {vision} tokens, {cells} with the text"
             pairs = [span.t if isinstance(span, VisionSpan) else 1 for span in seen]
             fitting = room // sum(pairs) * self._token_pixels  # of a picture, or of a frame
-            smaller = f"`max_pixels` {fitting} would fit, or " if fitting > 3 * self._token_pixels else ""
-            fewer = "a lower `fps`, or " if max(pairs) > 1 else ""
-            hint = f"{smaller}{fewer}{larger}"
+            if fitting > 3 * self._token_pixels:
+                ways.append(f"`max_pixels` {fitting} would fit")
+            if max(pairs) > 1:
+                ways.append("a lower `fps`")
+        if cells + reserve <= self._n_trained:
+            ways.append(f"a context (`n_ctx`) of {cells + reserve} would do")
+        elif not ways:
+            ways.append("show fewer pictures")
+        hint = ", or ".join(ways)
         message = f"{what}: too much for a context of {self._n_ctx} that leaves {reserve} for the reply"
         return ContextFullError(message, n_tokens=cells, n_ctx=self._n_ctx, hint=hint)

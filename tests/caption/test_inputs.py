@@ -135,3 +135,15 @@ def test_every_format_that_pillow_opens_is_known() -> None:
     need_programs = {".eps", ".ps", ".wmf", ".emf", ".mpeg", ".mpg"}
     obscure = {".flc", ".fli", ".ftc", ".ftu", ".gbr", ".iim", ".pcd", ".pxr"}
     assert known - no_pictures - need_programs - obscure <= IMAGE_SUFFIXES
+
+
+def test_lines_of_lists_that_begin_with_a_hash_are_comments(photos: Path) -> None:
+    Path("#a.png").touch()
+    lines = ["# photos of may\n", "photos/a.png\n", "  \n", "#a.png\n", "#gone.png\n"]
+    Path("list.txt").write_text("".join(lines))
+    for found in (find_inputs(["@list.txt"]), find_inputs(["-"], lines)):
+        assert [item.path for item in found.items] == ["photos/a.png"]
+        assert found.notes == ["#a.png: taken for a comment; ./#a.png names the file"]
+    assert paths("-", stdin=["./#a.png\n"]) == paths("-", stdin=["#a.png\0"]) == paths("#a.png") == ["#a.png"]
+    with pytest.raises(InputError):
+        paths("-", stdin=["# nothing\n"])

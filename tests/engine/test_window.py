@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.chatml import assistant, image, system, text, user
 from support.sessions import GREEDY, FakeBackend, held, new_session
 
+from qvl.runtime.engine.fit import Fitter
 from qvl.runtime.engine.session import Session
-from qvl.runtime.engine.units import n_cells
+from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
 from qvl.runtime.errors import ContextFullError
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt.messages import Message
+from qvl.runtime.prompt.positions import VisionSpan
 
 
 def test_the_oldest_turns_go(model: LlamaModel, backend: FakeBackend) -> None:
@@ -88,3 +92,27 @@ def test_a_reply_ends_where_the_context_does(model: LlamaModel, backend: FakeBac
     assert reply.finish_reason == "length"
     assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 256 + 1
     session.close()
+
+
+@given(
+    words=st.integers(0, 6000),
+    side=st.integers(0, 80),
+    frames=st.integers(1, 3),
+    n_ctx=st.integers(256, 5000),
+)
+def test_what_is_advised_lies_within_the_length_of_training(
+    words: int, side: int, frames: int, n_ctx: int
+) -> None:
+    """A larger context is no way out beyond 4096 tokens; there is always one that is."""
+    units: list[Unit] = [1] * words
+    if side:
+        units.append(VisionUnit("a", VisionSpan(frames, side, side)))
+    try:
+        Fitter(n_ctx, 784, n_trained=4096).fit([user("?")], lambda _: units, 64)
+    except ContextFullError as error:
+        hint = str(error.hint)
+        needed = n_cells(units) + 64
+        assert (f"a context (`n_ctx`) of {needed} would do" in hint) == (needed <= 4096)
+        assert hint and not hint.startswith(", ")
+    else:
+        assert n_cells(units) + 64 <= n_ctx
