@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,26 @@ import pytest
 from gguf import GGUFReader
 from support.families import NAMES, VOCAB, family_config, family_tensors, write_family
 from support.llama_log import silent_llama
-from support.llama_quantize import llama_quantize
-from support.make_upstream import FAMILIES, record, upstream
+from support.llama_quantize import llama_quantize, llama_types
+from support.make_upstream import FAMILIES, record, source, upstream
 
 from qvl.convert import Converted, convert
+from qvl.convert.checkpoint import Checkpoint
 from qvl.convert.config import read_config
 from qvl.convert.mixtures import TEXT_RECIPES
+from qvl.convert.recipe import plan_text
+from qvl.convert.tensor_map import map_tensors
 from qvl.runtime.errors import CheckpointError
+from qvl.runtime.ggml.library import Type
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 RECORDED: dict[str, Any] = json.loads((FIXTURES / "upstream_families.json").read_text(encoding="utf-8"))
-# What upstream says otherwise: names of its own, and sampling in both files.
+# Upstream has its own names, and sampling in both files; its width of Qwen2-VL's MLPs is the decoder's.
 APART = {"general.name", "general.size_label"}
+WIDTH = "clip.vision.feed_forward_length"
 
 
-def wide(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def from_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """float32 of BF16's bits."""
     return (values.astype(np.uint32) << 16).view(np.float32)
 
@@ -42,7 +46,10 @@ def compare(done: Converted, kind: str, theirs: dict[str, Any]) -> None:
     for part, path in (("text", done.text), ("mmproj", done.mmproj)):
         ours, upstreams = record(path), theirs[f"{part}-{kind}"]
         assert ours["tensors"] == upstreams["tensors"]
-        apart = APART | ({k for k in upstreams["metadata"] if "sampling" in k} if part == "mmproj" else set())
+        apart = APART | (
+            {WIDTH} if ours["metadata"].get("clip.projector_type") == "qwen2vl_merger" else set()
+        )
+        apart |= {k for k in upstreams["metadata"] if "sampling" in k} if part == "mmproj" else set()
         held = upstreams["metadata"].keys() - apart
         assert {k: ours["metadata"].get(k) for k in held} == {k: upstreams["metadata"][k] for k in held}
 
@@ -56,12 +63,13 @@ def test_tensors_and_metadata_are_upstreams(tmp_path: Path, name: str, kind: str
 
 
 @pytest.mark.parity
-@pytest.mark.skipif("QVL_LLAMA_CPP" not in os.environ, reason="QVL_LLAMA_CPP names no source of llama.cpp")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tensors_and_metadata_are_upstreams_now(tmp_path: Path, name: str) -> None:
-    folder = write_family(tmp_path / name, name, seed=7)
-    theirs = upstream(Path(os.environ["QVL_LLAMA_CPP"]), folder, ("f16",))
-    compare(convert(folder, tmp_path / "out", "f16", "f16"), "f16", theirs)
+@pytest.mark.skipif(source() is None, reason="no source of llama.cpp: .ci/setup VENV parity unpacks it")
+def test_tensors_and_metadata_are_upstreams_now(tmp_path: Path) -> None:
+    llama_cpp, names = source(), ("qwen2_vl", *FAMILIES)
+    assert llama_cpp is not None
+    folders = [write_family(tmp_path / name, name, seed=7) for name in names]
+    for folder, theirs in zip(folders, upstream(llama_cpp, folders, ("f16",)), strict=True):
+        compare(convert(folder, tmp_path / "out", "f16", "f16"), "f16", theirs)
 
 
 @pytest.mark.parity
@@ -74,22 +82,69 @@ def test_transformers_loads_the_layout(tmp_path: Path, name: str) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
 
 
-TYPES = ("q4_0", "q4_k_m", "q5_k_m", "q2_k", "q3_k_m", "iq4_xs")
-
-
-@pytest.mark.parametrize(("name", "experts"), [("qwen3_vl", 0), ("qwen3_vl_moe", 8), ("qwen3_vl_moe", 5)])
-def test_text_types_are_libllamas(tmp_path: Path, name: str, experts: int) -> None:
-    """Eight experts have rules of their own in llama.cpp's mixtures."""
+def wide(name: str, *, layers: int, width: int = 256, experts: int = 0) -> dict[str, Any]:
+    """config.json of a family whose decoder's rows are `width` long, with a very small encoder."""
     config = family_config(name)
-    config["text_config"] |= {"hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 8}
-    config["text_config"] |= {"num_experts": experts} if experts else {}
-    config["vision_config"] |= {"out_hidden_size": 256, "depth": 1, "deepstack_visual_indexes": []}
+    text = config.get("text_config", config)
+    text |= {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": layers}
+    if name == "qwen2_5_vl":
+        text["num_attention_heads"] = width // 32  # as the rotary sections have it
+    text |= {"moe_intermediate_size": width} if "num_experts" in text else {}
+    text |= {"num_experts": experts} if experts else {}
+    config["vision_config"] |= {"out_hidden_size": width, "depth": 1}
+    config["tie_word_embeddings"] = True
+    one = {"fullatt_block_indexes": [0]} if name == "qwen2_5_vl" else {"deepstack_visual_indexes": []}
+    config["vision_config"] |= one
+    return config
+
+
+WIDE_IQ = (Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS)  # blocks of 256, as the K-quants have
+FAMILY_TYPES = [("qwen2_5_vl", 0), ("qwen3_vl", 0), ("qwen3_vl_moe", 8), ("qwen3_vl_moe", 5)]
+QUANTIZED = [k for k, r in TEXT_RECIPES.items() if k not in ("f32", "f16", "bf16") and not r.needs_imatrix]
+
+
+@pytest.mark.parametrize("width", [256, 128])
+@pytest.mark.parametrize(("name", "experts"), FAMILY_TYPES)
+def test_types_are_libllamas(tmp_path: Path, name: str, experts: int, width: int) -> None:
+    """Eight layers, so that all rules of a mixture apply; eight experts have rules of their own.
+
+    Rows of 128 fall back, and are named.
+    """
+    config = wide(name, layers=8, width=width, experts=experts)
     folder = write_family(tmp_path / name, name, config=config)
     whole = convert(folder, tmp_path / "whole", "f32", "f32").text
-    for kind in TYPES[:: 2 if experts else 1]:
-        ours = convert(folder, tmp_path / "ours", kind, "f32", force=True).text
-        theirs = llama_quantize(whole, tmp_path / "theirs.gguf", TEXT_RECIPES[kind].file_type)
-        assert digests(ours) == digests(theirs), kind
+    read = read_config(folder)
+    with Checkpoint(folder) as checkpoint:
+        tensors = map_tensors(read, checkpoint).text
+    gqa = read.text.num_attention_heads // read.text.num_key_value_heads
+    for kind in QUANTIZED:
+        plan = plan_text(tensors, TEXT_RECIPES[kind], n_layer=8, gqa=gqa, n_expert=experts)
+        theirs = llama_types(whole, TEXT_RECIPES[kind].file_type)
+        assert {p.tensor.name: p.type.name for p in plan if p.type is not Type.F32} == theirs, kind
+        of_256 = [p for p in plan if p.wanted.name.endswith("_K") or p.wanted in WIDE_IQ]
+        fall_back = {p.tensor.name for p in of_256 if p.tensor.n_per_row % 256}
+        assert {p.tensor.name for p in plan if p.type != p.wanted} == fall_back
+    assert width == 256 or fall_back
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "narrow"),
+    [
+        ("qwen2_5_vl", ("q3_k_m", "q5_k_m"), "q4_k_m"),
+        ("qwen3_vl", ("q6_k", "q2_k"), "iq4_xs"),
+        ("qwen3_vl_moe", ("q4_k_m", "iq4_xs"), "q5_k_m"),
+    ],
+)
+def test_bytes_are_libllamas(tmp_path: Path, name: str, kinds: tuple[str, ...], narrow: str) -> None:
+    """Also where rows fall back (`narrow`), with the vocabulary in one matrix."""
+    for width, types in ((256, kinds), (128, (narrow,))):
+        config = wide(name, layers=1, width=width, experts=3 if name == "qwen3_vl_moe" else 0)
+        folder = write_family(tmp_path / f"{width}", name, config=config)
+        whole = convert(folder, tmp_path / "whole", "f32", "f32", name="whole", force=True).text
+        for kind in types:
+            ours = convert(folder, tmp_path / "ours", kind, "f32", force=True).text
+            theirs = llama_quantize(whole, tmp_path / "theirs.gguf", TEXT_RECIPES[kind].file_type)
+            assert digests(ours) == digests(theirs), kind
 
 
 def digests(path: Path) -> dict[str, tuple[str, str]]:
@@ -142,7 +197,7 @@ def test_qwen_vl_rows(tmp_path: Path) -> None:
     folder = write_family(tmp_path / "c", "qwen_vl")
     done = convert(folder, tmp_path / "g", "f32", "f32")
     text, vision = arrays(done.text), arrays(done.mmproj)
-    source = {name: wide(values) for name, values in family_tensors(folder, "qwen_vl").items()}
+    source = {name: from_bits(values) for name, values in family_tensors(folder, "qwen_vl").items()}
     same = np.testing.assert_array_equal
     for i, letter in enumerate("qkv"):
         block, visual = (

@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ import numpy as np
 from support.checkpoint import Shape, Style, write_checkpoint
 from support.families import write_family
 
-# The converter knows a tokenizer by the ids of a test text; a trimmed vocabulary has other ids.
+# The converter knows a tokenizer by the ids of a test text; a trimmed vocabulary has other ids. All files are
+# made by one process, since loading torch and transformers takes longer than converting.
 RUN = """
+import json
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 from conversion.base import TextModel
@@ -34,8 +38,9 @@ def none(self, *_):
     raise FileNotFoundError  # as it does for checkpoints without a sentencepiece model
 TextModel._set_vocab_sentencepiece = none
 import convert_hf_to_gguf
-sys.argv = ["convert_hf_to_gguf.py", *sys.argv[2:]]
-convert_hf_to_gguf.main()
+for arguments in json.loads(sys.argv[2]):
+    sys.argv = ["convert_hf_to_gguf.py", *arguments]
+    convert_hf_to_gguf.main()
 """
 
 
@@ -43,6 +48,7 @@ convert_hf_to_gguf.main()
 SHAPE = Shape(tied=False, depth=3)
 STYLE = Style(dtype="BF16")
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+PARTS: dict[str, list[str]] = {"text": [], "mmproj": ["--mmproj"]}
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -71,25 +77,35 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = write_checkpoint(Path(name) / "tiny", SHAPE, STYLE)
-        _save(args.out / "upstream.json", upstream(args.llama_cpp, folder))
-        families = {
-            each: upstream(args.llama_cpp, write_family(Path(name) / each, each), ("f32", "f16"))
-            for each in FAMILIES
-        }
-        _save(args.out / "upstream_families.json", families)
+        _save(args.out / "upstream.json", upstream(args.llama_cpp, [folder])[0])
+        folders = [write_family(Path(name) / each, each) for each in FAMILIES]
+        made = upstream(args.llama_cpp, folders, ("f32", "f16"))
+        _save(args.out / "upstream_families.json", dict(zip(FAMILIES, made, strict=True)))
 
 
-def upstream(llama_cpp: Path, folder: Path, kinds: Sequence[str] = ("f32", "f16", "bf16")) -> dict[str, Any]:
-    """What the converter makes of a checkpoint, by "text-KIND" and "mmproj-KIND"."""
-    found: dict[str, Any] = {}
-    for kind in kinds:
-        for part in ("text", "mmproj"):
-            path = folder.parent / f"{folder.name}-{part}-{kind}.gguf"
-            options = ["--outtype", kind, "--outfile", str(path), *(["--mmproj"] if part == "mmproj" else [])]
-            command = [sys.executable, "-c", RUN, str(llama_cpp), str(folder), *options]
-            subprocess.run(command, check=True, capture_output=True)
-            found[f"{part}-{kind}"] = record(path)
-    return found
+def source() -> Path | None:
+    """llama.cpp's converter: $QVL_LLAMA_CPP, or what .ci/setup has unpacked for the parity tests."""
+    if given := os.environ.get("QVL_LLAMA_CPP"):
+        return Path(given)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = cache / "qvl" / f"llama.cpp-{version('llama_cpp_python')}"
+    return kept if (kept / "convert_hf_to_gguf.py").is_file() else None
+
+
+def upstream(
+    llama_cpp: Path, folders: Sequence[Path], kinds: Sequence[str] = ("f32", "f16", "bf16")
+) -> list[dict[str, Any]]:
+    """What the converter makes of each checkpoint, by "text-KIND" and "mmproj-KIND"."""
+    names = [f"{part}-{kind}" for kind in kinds for part in PARTS]
+    made = [{name: folder.parent / f"{folder.name}-{name}.gguf" for name in names} for folder in folders]
+    jobs = [
+        [str(folder), "--outtype", name.split("-")[1], "--outfile", str(path), *PARTS[name.split("-")[0]]]
+        for folder, files in zip(folders, made, strict=True)
+        for name, path in files.items()
+    ]
+    command = [sys.executable, "-c", RUN, str(llama_cpp), json.dumps(jobs)]
+    subprocess.run(command, check=True, capture_output=True)
+    return [{name: record(path) for name, path in files.items()} for files in made]
 
 
 def _save(path: Path, value: Any) -> None:
