@@ -155,6 +155,8 @@ def main() -> None:
         RAISING.append(_terminate)
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late one must not cut the exit short
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nor a second one of these
     try:
         sys.stdout.flush()
     except OSError:  # closed by the caller: what was printed is lost

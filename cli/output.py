@@ -150,14 +150,15 @@ class Output:
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     @contextmanager
-    def progress(self, label: str, unit: str = "bytes", delay: float = 0.0) -> Iterator[Bar]:
+    def progress(self, label: str, unit: str = "bytes", delay: float = 0.3) -> Iterator[Bar]:
         """A bar on stderr while the body runs; gone when it ends, and nothing when stderr is no terminal.
 
         Args:
             unit: "bytes" counts in MB with a rate, "%" shows a share, others are counted by name.
-            delay: seconds before it appears, so that what is quick shows none.
+            delay: seconds before it appears, so that what is quick shows none; then it appears even where
+                no progress was reported yet.
         """
-        bar = Bar(label, unit, delay) if self.shows_bars else Bar(label, unit, float("inf"))
+        bar = Bar(label, unit, delay if self.shows_bars else float("inf"))
         try:
             yield bar
         finally:
@@ -165,31 +166,48 @@ class Output:
 
 
 class Bar:
-    """A progress bar that appears when it is first told of progress; call it with (done, total, label).
+    """A progress bar, drawn from a delay on until it is closed; call it with (done, total, label).
 
-    A label may be a function, which is asked again whenever the bar is drawn. Any thread may call.
+    A label may be a function, which is called whenever the bar is drawn. Any thread may call.
     """
 
     def __init__(self, label: str, unit: str, delay: float) -> None:
-        self._label, self._unit = label, unit
+        self._label: str | Callable[[], str] = label
+        self._unit = unit
         self._from = time.monotonic() + delay
+        self._at: tuple[float, float | None] = 0.0, None
         self._bar: Any = None
         self._task: Any = None
         self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        if delay == 0:
+            self._draw()
+        elif delay < float("inf"):
+            self._timer = threading.Timer(delay, self._draw)
+            self._timer.daemon = True
+            self._timer.start()
 
     def __call__(self, done: float, total: float, label: str | Callable[[], str] = "", /) -> None:
+        self._at, self._label = (done, total), label or self._label
+        if time.monotonic() >= self._from:
+            self._draw()
+
+    def _draw(self) -> None:
         with self._lock:
+            if self._from == float("inf"):
+                return
+            (done, total), label = self._at, self._label
             if self._bar is None:
-                if time.monotonic() < self._from:
-                    return
                 self._bar = _rich_bar(self._unit)
-                self._task = self._bar.add_task(label or self._label, total=total, completed=done)
+                self._task = self._bar.add_task(label, total=total, completed=done)
                 self._bar.start()
             else:
-                self._bar.update(self._task, completed=done, total=total, description=label or self._label)
+                self._bar.update(self._task, completed=done, total=total, description=label)
 
     def close(self) -> None:
         """Take the bar off the screen. It does not come back."""
+        if self._timer is not None:
+            self._timer.cancel()
         with self._lock:
             bar, self._bar, self._from = self._bar, None, float("inf")
         if bar is not None:

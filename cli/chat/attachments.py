@@ -11,13 +11,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from qvl.runtime.errors import ImageError, InputError, VideoError
 from qvl.runtime.files import expanded, is_there
-from qvl.runtime.vision.kind import Kind, kind_of
+from qvl.runtime.vision.kind import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind, kind_of
 
 # A shell splits at space, tab and newline only: Macs put U+202F into the names of screenshots.
 _BLANK: Final = " \t\n"
@@ -30,10 +31,18 @@ _APOSTROPHE: Final = re.compile(r"""'(?:\\'|"'")'""")
 # Where a path with unescaped spaces may begin: at a slash, ~, a dot and slash, a drive, or file://
 _ROOTED: Final = re.compile(r"(?:file://|~?/|\.{1,2}/|[A-Za-z]:\\)")
 _WORD: Final = re.compile(r"(?<![^ \t\n(\[{<«„“])[^ \t\n]")
-_CLOSING: Final = ".,;:!?)]}>»”'\""
+# The end of a picture's or a video's name, also before the punctuation that a sentence puts after it
+_NAMES: Final = "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+_SUFFIX: Final = re.compile(
+    rf"""\.(?:{_NAMES})(?=[ \t\n.,;:!?)\]}}>»”'"]|$)""",
+    re.I,
+)
+_LONGEST: Final = 4096  # characters of a path
+_MOST_ENDS: Final = 32  # of names that a path with spaces could have; each is looked up
 # Words that name a picture or a video even where there is no such file
 _NAMED: Final = re.compile(
-    r"""[^ \t\n'"(\[{<«„“]+\.(?:png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif|jxl|mp4|mov|m4v|mkv|webm|avi)\b""",
+    r"""(?<![^ \t\n'"(\[{<«„“])[^ \t\n'"(\[{<«„“]+"""
+    r"""\.(?:png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif|jxl|mp4|mov|m4v|mkv|webm|avi)\b""",
     re.I,
 )
 DOWNLOAD: Final = "download it first (curl -LO ADDRESS), then name the file"
@@ -158,7 +167,8 @@ def extract(message: str) -> tuple[str, list[Attachment]]:
     """
     found: list[Attachment] = []
     kept, last = [], 0
-    for match in _WORD.finditer(message):
+    ends = [match.end() for match in _SUFFIX.finditer(message)]
+    for match in _WORD.finditer(message, 0, ends[-1] if ends else 0):
         start = match.start()
         if start >= last and (hit := _mention(message, start)):
             end, path, kind = hit
@@ -188,19 +198,14 @@ def _readings(message: str, start: int) -> Iterator[str]:
     if quoted := _QUOTED.match(message, start):
         yield quoted[0]
     if _ROOTED.match(message, start):
-        line = message[start:].partition("\n")[0]
-        for stop in reversed([m.start() for m in re.finditer(r"[ \t]|$", line)]):
-            yield from _stripped(line[:stop])
+        line = message.find("\n", start)
+        end = min(start + _LONGEST, len(message) if line < 0 else line)
     elif escaped := _ESCAPED.match(message, start):
-        yield from _stripped(escaped[0])
-
-
-def _stripped(text: str) -> Iterator[str]:
-    """The text, then without the punctuation that a sentence puts after it."""
-    yield text
-    while text and text[-1] in _CLOSING:
-        text = text[:-1]
-        yield text
+        end = escaped.end()
+    else:
+        return
+    ends = [found.end() for found in islice(_SUFFIX.finditer(message, start, end), _MOST_ENDS)]
+    yield from (message[start:end] for end in reversed(ends))
 
 
 def unmet(message: str, names: Collection[str]) -> list[str]:

@@ -28,6 +28,7 @@ from qvl.runtime.vision.kind import kind_of
 
 PROMPT: Final = ">>> "
 _BAR_AFTER: Final = 0.5
+_LONG: Final = 10_000  # characters; reading them takes longer than that
 
 
 class Repl:
@@ -169,7 +170,8 @@ class Repl:
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         replied = False
         try:
-            with self.out.progress("reading", "%", delay=_BAR_AFTER) as bar:
+            delay = 0.0 if len(text) > _LONG else _BAR_AFTER
+            with self.out.progress("reading", "%", delay=delay) as bar:
                 for piece in self.conversation.ask(text, lambda *at: bar(at[1], 1.0, self._stage(*at))):
                     replied = True
                     bar.close()

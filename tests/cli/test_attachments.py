@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.cli.chat.attachments import attach, extract, lone_path, looks_like_path, shown, split_paths
+from qvl.cli.chat.attachments import attach, extract, lone_path, looks_like_path, shown, split_paths, unmet
 from qvl.cli.chat.line_editor import path_completions
 from qvl.runtime.errors import ImageError, InputError
 
@@ -212,3 +213,15 @@ def test_paths_are_shown_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path / "work")
     assert shown(tmp_path / "a.png") == "~/a.png"
     assert shown(Path("/elsewhere/a.png")) == "/elsewhere/a.png"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word and words. " * 20_000, "/a b " * 20_000, "x" * 300_000, "." * 100_000 + "x.png", "/a.png " * 2000],
+)
+def test_long_texts_take_no_time(text: str) -> None:
+    """Pasted logs, base64 and listings: no search that grows with the square of the text."""
+    started = time.process_time()
+    assert extract(text) == (text, [])
+    unmet(text, [])
+    assert time.process_time() - started < 5

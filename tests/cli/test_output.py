@@ -181,7 +181,7 @@ import time
 from qvl.cli.output import Output
 
 words = ["first"]
-with Output().progress("working", "pictures") as bar:
+with Output().progress("working", "pictures", delay=0) as bar:
     bar(0, 1, lambda: f"at the {words[-1]}")
     time.sleep(0.4)
     words.append("second")
@@ -196,12 +196,30 @@ def test_a_label_that_is_a_function_is_asked_again() -> None:
         assert terminal.exit_code() == 0
 
 
+SILENT = """
+import time
+from qvl.cli.output import Output
+
+with Output().progress("working", "%", delay=0.2):
+    time.sleep(1.5)
+with Output().progress("hidden", "%", delay=0.2):
+    pass
+"""
+
+
+def test_a_bar_shows_before_progress_is_reported() -> None:
+    with Terminal([sys.executable, "-c", SILENT]) as terminal:
+        terminal.expect("working")
+        assert terminal.exit_code() == 0
+    assert "hidden" not in terminal.text
+
+
 PRINTED = """
 import time
 from qvl.cli.output import Output
 
 out = Output()
-with out.progress("working", "pictures") as bar:
+with out.progress("working", "pictures", delay=0) as bar:
     bar(0, 2)
     out.line("x" * 500)
     bar(1, 2)
