@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from qvl.runtime.atomic import write_error
 from qvl.runtime.errors import FormatError, ImageError, InputError, OutputError
 from qvl.runtime.find import ModelFiles
 from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
@@ -83,6 +84,10 @@ def calibrate(
         OutputError: the file is of another run, or cannot be written.
         ImageError: no picture can be read.
     """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise write_error(out, e) from e
     sums = InputSums(in_decoder_or_head if plan.head else in_decoder, products=plan.products)
     with Pair(files, n_ctx=max(n_ctx, plan.chunk), device=device, threads=threads, observer=sums) as pair:
         pieces = _pieces(pair.text.vocab.tokenize(plan.text), plan.chunk)

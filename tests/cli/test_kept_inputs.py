@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Files:
     ):
         shutil.copy(source, found[name])
     texts = {"a.txt": str(found["a.png"]), "a.csv": "name,what\na.png,star\n", "a.json": '{"type": "object"}',
-             "a.md": "What is {what}?", "words.txt": "Hello there. " * 200}  # fmt: skip
+             "a.md": "What is {what}?", "words.txt": "Hello there. " * 20}  # fmt: skip
     for name, text in texts.items():
         found[name] = tmp_path / name
         found[name].write_text(text)
@@ -134,3 +134,28 @@ def test_saving(files: Files) -> None:
         with pytest.raises(OutputError, match="exists, and is not a session"):
             save(str(path), Saved([]))
         assert path.read_bytes() == before
+
+
+def test_folders_of_outputs_are_made(files: Files, tmp_path: Path) -> None:
+    """For every option that names one."""
+    picture, words, new = str(files["a.png"]), str(files["words.txt"]), tmp_path / "new"
+    find = ["chat", "-q", "-t", "1", "--image", picture, "-p", "Find the red star."]
+    commands = {
+        "1/c.jsonl": ["caption", "-q", "-t", "1", "-n", "1", picture, "-o"],
+        "2/i.gguf": ["imatrix", "-q", "-t", "1", "--squares-only", "--text", words, "-o"],
+        "3/d.png": [*find, "--draw"],
+        "4/a.txt": ["caption", "-q", "-t", "1", "-n", "1", picture, "--out-dir"],
+    }
+    for name, command in commands.items():
+        target = new / name if command[-1] != "--out-dir" else (new / name).parent
+        assert run([*command, str(target)]) == 0
+        assert (new / name).is_file()
+    assert save(str(new / "5" / "s.json"), Saved([])).is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_said(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = str(files["words.txt"])
+    assert run(["imatrix", "-q", "--text", words, "-o", str(files["a.txt"] / "i.gguf")]) == 1
+    assert f"{files['a.txt']}/i.gguf: cannot be written" in capsys.readouterr().err
