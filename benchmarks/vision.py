@@ -35,6 +35,7 @@ from profile_encoder import profile
 from qvl.runtime.measure.machine import describe_machine
 from qvl.runtime.resources import default_threads
 from qvl.runtime.vision.encoder import VisionEncoder
+from qvl.runtime.vision.grid import MERGE_SIZE, PATCH_SIZE
 
 HERE = Path(__file__).resolve().parent
 SIZES = ("224", "448", "896", "1344", "1600x400")
@@ -53,7 +54,8 @@ def picture(width: int, height: int, seed: int) -> Picture:
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height in pixels, cut to whole tokens, so that nobody resizes: "1600x400" is (1596, 392)."""
     width, _, height = text.partition("x")
-    return int(width) // 28 * 28, int(height or width) // 28 * 28
+    side = PATCH_SIZE * MERGE_SIZE
+    return int(width) // side * side, int(height or width) // side * side
 
 
 def in_turns(

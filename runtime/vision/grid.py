@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 Grid = tuple[int, int, int]  # temporal patches, rows of patches, columns of patches
 Runs = Sequence[tuple[int, int]]  # (number of segments, patches in each)
+
+
+# Qwen2-VL: patches of 14x14 pixels, of which 2x2 are merged into a token
+PATCH_SIZE: Final = 14
+MERGE_SIZE: Final = 2
+TOKEN_PIXELS: Final = (PATCH_SIZE * MERGE_SIZE) ** 2
 
 
 def n_patches(grid: Grid) -> int:

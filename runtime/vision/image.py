@@ -230,7 +230,7 @@ def _decode_deep(
     """Decode what Pillow does not read, or reads as other pixels, through FFmpeg."""
     try:
         width, height = deep.size_of(file)
-        _check_size(width, height, name, max_source_pixels)
+        check_size(width, height, name, max_source_pixels)
         turn.wait(width * height)
         return _turned(to_rgb(deep.decode(file)), orientation)
     except ImageError:
@@ -261,7 +261,7 @@ def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
 
 def _decode(image: Image.Image, name: str, max_source_pixels: int, turn: _Turn) -> Image.Image:
     """Check the header's size, decode, and turn upright. The image is not changed, only loaded."""
-    _check_size(image.width, image.height, name, max_source_pixels)
+    check_size(image.width, image.height, name, max_source_pixels)
     turn.wait(image.width * image.height)
     try:
         image.load()
@@ -303,11 +303,15 @@ def _check_array(array: NDArray[np.uint8], name: str, max_source_pixels: int) ->
             f"{name}: expected uint8 [height, width, 3], found {array.dtype} {list(array.shape)}",
             hint="for other layouts pass PIL.Image.fromarray(array)",
         )
-    _check_size(array.shape[1], array.shape[0], name, max_source_pixels)
+    check_size(array.shape[1], array.shape[0], name, max_source_pixels)
 
 
-def _check_size(width: int, height: int, name: str, max_source_pixels: int) -> None:
-    """Check a picture's size, in pixels, before any of it is decoded."""
+def check_size(width: int, height: int, name: str, max_source_pixels: int = MAX_SOURCE_PIXELS) -> None:
+    """Check a picture's size, in pixels, before any of it is decoded.
+
+    Raises:
+        ImageError: no pixels, too many, or an aspect ratio over 200.
+    """
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} pixels, expected at least 1x1")
     if width * height > max_source_pixels:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl.runtime.errors import GGUFError, ImageError, InputError, check_whole
-from qvl.runtime.vision.grid import Grid, merged, n_patches
+from qvl.runtime.vision.grid import MERGE_SIZE, PATCH_SIZE, TOKEN_PIXELS, Grid, merged, n_patches
 from qvl.runtime.vision.header import value
 from qvl.runtime.vision.image import MAX_ASPECT_RATIO
 from qvl.runtime.vision.size import PictureInfo
@@ -31,8 +31,8 @@ Picture: TypeAlias = Image.Image | NDArray[np.uint8]
 """A decoded picture: a PIL image of mode RGB, or uint8 [h, w, 3]."""
 
 # preprocessor_config.json of Qwen/Qwen2-VL-2B and its siblings
-MIN_PIXELS = 4 * 28 * 28
-MAX_PIXELS = 16384 * 28 * 28
+MIN_PIXELS = 4 * TOKEN_PIXELS
+MAX_PIXELS = 16384 * TOKEN_PIXELS
 _MOST_TOKENS = 1 << 18  # max_position_embeddings of Qwen3-VL
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -54,7 +54,7 @@ def smart_resize(
     height: int,
     width: int,
     *,
-    factor: int = 28,
+    factor: int = PATCH_SIZE * MERGE_SIZE,
     min_pixels: int = MIN_PIXELS,
     max_pixels: float = MAX_PIXELS,
 ) -> tuple[int, int]:
@@ -130,8 +130,8 @@ class Preprocessor:
         sampling: how videos are sampled.
     """
 
-    patch_size: int = 14
-    merge_size: int = 2
+    patch_size: int = PATCH_SIZE
+    merge_size: int = MERGE_SIZE
     temporal_patch_size: int = 2
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS

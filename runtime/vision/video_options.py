@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qvl.runtime.vision.grid import TOKEN_PIXELS
+
 
 @dataclass(frozen=True)
 class VideoOptions:
@@ -24,9 +26,9 @@ class VideoOptions:
     fps: float = 2.0
     min_frames: int = 4
     max_frames: int = 768
-    min_pixels: int = 128 * 28 * 28
-    max_pixels: int = 768 * 28 * 28
-    total_pixels: int = 24576 * 28 * 28
+    min_pixels: int = 128 * TOKEN_PIXELS
+    max_pixels: int = 768 * TOKEN_PIXELS
+    total_pixels: int = 24576 * TOKEN_PIXELS
     source_fps: float | None = None
     by_volume: bool = False
 

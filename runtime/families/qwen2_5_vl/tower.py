@@ -33,7 +33,7 @@ from qvl.runtime.ggml.devices import Device
 from qvl.runtime.ggml.gguf import GGUFFile
 from qvl.runtime.ggml.graph import Graph, Tensor
 from qvl.runtime.ggml.weights import Array, Weights
-from qvl.runtime.vision.grid import Grid, Runs, merged, n_patches, segments
+from qvl.runtime.vision.grid import TOKEN_PIXELS, Grid, Runs, merged, n_patches, segments
 from qvl.runtime.vision.layers import Layers
 from qvl.runtime.vision.preprocess import Preprocessor
 from qvl.runtime.vision.tensors import (
@@ -50,7 +50,7 @@ from qvl.runtime.vision.tensors import (
 from qvl.runtime.vision.tower import PIXELS, Operations, TowerGraph
 from qvl.runtime.vision.video_options import VideoOptions
 
-PREPROCESSOR: Final = Preprocessor(sampling=VideoOptions(total_pixels=int(128000 * 28 * 28 * 0.9)))
+PREPROCESSOR: Final = Preprocessor(sampling=VideoOptions(total_pixels=int(128000 * TOKEN_PIXELS * 0.9)))
 WINDOW_SIZE: Final = 112
 
 
