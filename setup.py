@@ -3,43 +3,44 @@
 A failed compilation leaves qvl to ggml's own kernels.
 """
 
-import platform
+import logging
+import subprocess
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import CompileError
 
 FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-fno-math-errno"]
 NATIVE = "runtime/native"
-# one file for each set of instructions; where the processor is of another kind, the file compiles to nothing
-LEVELS = {
-    "x86": ("avx2", "avxvnni", "avx512vnni", "avx512bf16"),
-    "arm": ("neon",),
-}
-HEADERS = ("attention", "blocks", "ggml_abi", "kernels", "lanes256", "lanes512", "level", "linear", "norm")
+# a file for each set of instructions, which compiles to nothing where the processor is of another kind
+LEVELS = ("avx2", "avxvnni", "avx512vnni", "avx512bf16", "neon")
+COMMON = (f"{NATIVE}/dispatch.c", f"{NATIVE}/backend.c")
 
 
 class BuildExt(build_ext):
-    """Leaves out the kernels for instructions that the compiler does not know."""
+    """Compiles the kernels at the levels that the compiler knows."""
 
     def build_extension(self, ext: Extension) -> None:
-        if ext.name.endswith("._kernels"):
-            kind = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
-            levels = [level for level in LEVELS[kind] if self._compiles(ext, level)]
-            ext.sources = [f"{NATIVE}/dispatch.c", *(f"{NATIVE}/{level}.c" for level in levels)]
+        if self.compiler.compiler_type == "msvc":  # has no vector extensions: ggml's own kernels are used
+            ext.extra_compile_args = ["/O2", "/std:c11"]
+        elif ext.name.endswith("._kernels"):
+            levels = [level for level in LEVELS if self._compiles(level)]
+            if missing := [level for level in LEVELS if level not in levels]:
+                self.announce(
+                    f"qvl: the compiler lacks {', '.join(missing)}: left out", level=logging.WARNING
+                )
+            ext.sources = [*COMMON, *(f"{NATIVE}/{level}.c" for level in levels)]
             ext.define_macros = [(f"QVL_HAVE_{level.upper()}", None) for level in levels]
         super().build_extension(ext)
 
-    def _compiles(self, ext: Extension, level: str) -> bool:
-        try:
-            self.compiler.compile(
-                [f"{NATIVE}/{level}.c"], f"{self.build_temp}/probe", extra_postargs=["-fsyntax-only", *FLAGS]
-            )
-        except CompileError:
-            self.announce(f"qvl: this compiler lacks {level}: its kernels are left out", level=3)
-            return False
-        return True
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """Those that are marked in C; ctypes loads the libraries, which have no PyInit function."""
+        return ext.export_symbols
+
+    def _compiles(self, level: str) -> bool:
+        command = [*self.compiler.compiler_so, *FLAGS, "-fsyntax-only", f"{NATIVE}/{level}.c"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 class BuildPy(build_py):
@@ -56,18 +57,15 @@ setup(
     ext_modules=[
         Extension(
             "qvl.runtime.native._kernels",
-            sources=[f"{NATIVE}/dispatch.c"],  # and the levels that compile
-            depends=[
-                *(f"{NATIVE}/{name}.c" for levels in LEVELS.values() for name in levels),
-                *(f"{NATIVE}/{name}.h" for name in (*HEADERS, "product", "vector", "weights")),
-            ],
+            sources=list(COMMON),  # and the levels that compile
+            depends=sorted(map(str, Path(NATIVE).glob("*.[ch]"))),
             extra_compile_args=[*FLAGS, "-ffp-contract=fast"],
             optional=True,
         ),
         Extension(
             "qvl.convert.native._kquants",
             sources=["convert/native/kquants.c"],
-            depends=[f"convert/native/{name}.h" for name in ("lanes", "search", "pack")],
+            depends=sorted(map(str, Path("convert/native").glob("*.h"))),
             # no fused multiply-add: the last bit is to be libggml's
             extra_compile_args=[*FLAGS, "-ffp-contract=off"],
             optional=True,

@@ -60,7 +60,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="auto|exact",
-        help="Of the image encoder: the fastest without loss, or float32 throughout.",
+        help="Kernels of the encoder and of prompts: the fastest, or ggml's alone.",
     ),
 ]
 KvType = Annotated[

@@ -27,11 +27,12 @@ from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import ALL_LAYERS, LlamaModel
 from qvl.runtime.llama.repack import Optimize
 from qvl.runtime.llama.sampler import Sampling
+from qvl.runtime.native import Precision
 from qvl.runtime.prompt.chatml import ChatTemplate
 from qvl.runtime.prompt.messages import Message, VisionChunk
 from qvl.runtime.vision.backend import EncoderBackend
 from qvl.runtime.vision.cache import EmbeddingCache
-from qvl.runtime.vision.encoder import Precision, VisionEncoder
+from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.image import ImageSource
 
 Ahead: TypeAlias = Callable[[VisionEncoder], Iterable[VisionChunk]]
@@ -70,7 +71,7 @@ def load(
         n_gpu_layers: decoder layers on the device; -1 is all.
         min_pixels, max_pixels: bounds on a picture's size after resizing, in place of the model's own.
         kv_type: type of the KV cache: f16, f32 or q8_0.
-        precision: of the image encoder: "auto", or "exact"; see `VisionEncoder`.
+        precision: "auto", our own kernels where the CPU has them, or "exact", ggml's alone.
         optimize: the workload that the decoder's memory layout favours on a CPU: "decode", one token at a
             time, or "prefill" and several sequences at a time, as `caption` runs them.
         cache: keeps the embeddings of pictures for other runs; without it they last as long as the model.
@@ -92,8 +93,9 @@ def load(
 
         def open_text() -> LlamaModel:
             model = LlamaModel(
-                files.text, device=device, n_gpu_layers=n_gpu_layers, optimize=optimize, progress=progress
-            )
+                files.text, device=device, n_gpu_layers=n_gpu_layers,
+                optimize=optimize, precision=precision, progress=progress,
+            )  # fmt: skip
             opened.callback(model.close)
             return model
 

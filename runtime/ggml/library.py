@@ -116,11 +116,13 @@ void * ggml_backend_reg_get_proc_address(ggml_backend_reg_t * reg, const char * 
 void ggml_backend_register(ggml_backend_reg_t * reg);
 ggml_backend_buffer_type_t * ggml_backend_dev_buffer_type(ggml_backend_dev_t * device);
 ggml_backend_t * ggml_backend_dev_init(ggml_backend_dev_t * device, const char * params);
+ggml_backend_dev_t * ggml_backend_get_device(ggml_backend_t * backend);
 void ggml_backend_free(ggml_backend_t * backend);
 ggml_backend_buffer_t * ggml_backend_cpu_buffer_from_ptr(void * ptr, size_t size);
 ggml_backend_buffer_t * ggml_backend_alloc_ctx_tensors_from_buft(struct ggml_context * ctx, ggml_backend_buffer_type_t * buft);
 size_t ggml_backend_alloc_ctx_tensors_from_buft_size(struct ggml_context * ctx, ggml_backend_buffer_type_t * buft);
 ggml_backend_buffer_t * ggml_backend_buft_alloc_buffer(ggml_backend_buffer_type_t * buft, size_t size);
+bool ggml_backend_buft_is_host(ggml_backend_buffer_type_t * buft);
 const char * ggml_backend_buft_name(ggml_backend_buffer_type_t * buft);
 void ggml_backend_buffer_free(ggml_backend_buffer_t * buffer);
 void ggml_backend_buffer_set_usage(ggml_backend_buffer_t * buffer, enum ggml_backend_buffer_usage usage);

@@ -43,6 +43,7 @@ from qvl.runtime.interrupt import CallbackGuard, held_interrupts
 from qvl.runtime.llama.batch import Batch, DecodeCall, Outputs
 from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.model import LlamaModel
+from qvl.runtime.llama.products import own_products
 from qvl.runtime.llama.worker import run
 from qvl.runtime.resources import default_threads, require_address_space
 
@@ -135,7 +136,10 @@ class Context(Unpicklable):
         complaints()
         self._handle: int | None = None
         try:
-            with held_interrupts():  # the log's callback runs meanwhile
+            with (
+                held_interrupts(),
+                own_products(model.own_products and observer is None),
+            ):  # the log's callback runs meanwhile
                 self._handle = c.llama_init_from_model(model.handle, params)
             log_guard.check()
         except BaseException:

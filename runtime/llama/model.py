@@ -21,8 +21,10 @@ from qvl.runtime.llama.architectures import TextHparams
 from qvl.runtime.llama.binding import complaints, llama, log_guard
 from qvl.runtime.llama.epsilon import restore_epsilon
 from qvl.runtime.llama.header import ARRAYS, check_text_file
+from qvl.runtime.llama.products import product_types
 from qvl.runtime.llama.repack import Optimize, wants_repacking
 from qvl.runtime.llama.vocab import Vocab
+from qvl.runtime.native import Precision
 from qvl.runtime.resources import require_address_space
 
 ALL_LAYERS: Final = -1
@@ -48,6 +50,7 @@ class LlamaModel(Unpicklable):
         vocab: the tokenizer.
         devices: where layers are placed, in order; the CPU alone when it is empty.
         n_gpu_layers: layers placed there, counted from the last; -1 is all.
+        own_products: whether contexts compute products of many columns by our own kernels (`products`).
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LlamaModel(Unpicklable):
         n_gpu_layers: int = ALL_LAYERS,
         use_mmap: bool = True,
         optimize: Optimize = "decode",
+        precision: Precision = "exact",
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """Open a text GGUF.
@@ -65,12 +69,14 @@ class LlamaModel(Unpicklable):
         Args:
             device: a name that `find_device` knows, or devices.
             optimize: what is to be fast where a CPU cannot have both; see `repack`.
+            precision: "auto" reads prompts with our own kernels where the CPU has them and no device is used;
+                "exact" computes with ggml alone.
             progress: called with the fraction loaded, from 0 to 1. What it raises stops the loading.
 
         Raises:
             GGUFError: not a text GGUF of an architecture that runs here, or damaged.
             InputError: no such device.
-            BackendError: llama.cpp refused it, for want of memory as a rule.
+            BackendError: llama.cpp refused it; usually memory is short.
         """
         gguf, self._files = _read_shards(read_gguf(path, arrays=ARRAYS))
         self.path = gguf.path
@@ -83,9 +89,11 @@ class LlamaModel(Unpicklable):
         found = [find_device(device)] if isinstance(device, str) else list(device)
         self.devices = [d for d in found if not d.is_cpu]
         self.n_gpu_layers = n_gpu_layers if self.devices else 0
+        self.own_products = precision == "auto" and not self.devices
         self._c = llama()
         self._contexts: WeakSet[Closing] = WeakSet()
-        self._handle: int | None = self._load(use_mmap, wants_repacking(gguf, optimize), progress)
+        repack = wants_repacking(gguf, optimize, product_types() if self.own_products else ())
+        self._handle: int | None = self._load(use_mmap, repack, progress)
         if not self.hparams.architecture.reads_epsilon:
             restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
         self.vocab = Vocab(self.handle, str(self.path), self.metadata)

@@ -13,10 +13,13 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from qvl.runtime.errors import InputError
 from qvl.runtime.ggml import library as ggml
+
+Precision: TypeAlias = Literal["auto", "exact"]
+"""Our kernels where the CPU has them, or ggml's own operations alone."""
 
 
 class Format(IntEnum):
@@ -43,12 +46,14 @@ class Kernels:
 
     Attributes:
         name: of the level.
+        address: of its table (`struct qvl_kernels`).
         max_head: the widest attention head.
         formats: for each type of weights that `linear` takes, the format that it wants x in.
         prepare: converts float32 to a format.
     """
 
     name: str
+    address: int
     attention: int
     linear: int
     norm: int
@@ -100,14 +105,22 @@ def kernels() -> Kernels | None:
 
 
 @lru_cache(maxsize=1)
-def levels() -> dict[str, Kernels]:
-    """Every level that was compiled and that this processor has, best first."""
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where the installation has none."""
     spec = importlib.util.find_spec("qvl.runtime.native._kernels")
     if spec is None or spec.origin is None:
-        return {}
+        return None
     try:
-        lib = ctypes.CDLL(spec.origin)
+        return ctypes.CDLL(spec.origin)
     except OSError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def levels() -> dict[str, Kernels]:
+    """Every level that was compiled and that this processor has, best first."""
+    lib = library()
+    if lib is None:
         return {}
     lib.qvl_level.restype = ctypes.POINTER(_Level)
     found = {}
@@ -124,6 +137,7 @@ def _kernels(level: _Level) -> Kernels:
     formats = {kind: level.takes(int(kind)) for kind in ggml.Type}
     return Kernels(
         name=level.name.decode(),
+        address=ctypes.addressof(level),
         attention=level.attention,
         linear=level.linear,
         norm=level.norm,

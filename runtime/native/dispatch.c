@@ -8,7 +8,7 @@ extern const struct qvl_kernels qvl_avx2, qvl_avxvnni, qvl_avx512vnni, qvl_avx51
 /* setup.py defines QVL_HAVE_… for each file that the compiler could compile. Of two that a processor has, the first
  * is taken: on AMD's avx512bf16 comes before avx512vnni, on Intel's after it (see avx512bf16.c). */
 static const struct qvl_kernels * const levels[] = {
-#if defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__)
 #ifdef QVL_HAVE_AVX512VNNI
     &qvl_avx512vnni,
 #endif
@@ -21,6 +21,7 @@ static const struct qvl_kernels * const levels[] = {
 #ifdef QVL_HAVE_AVX2
     &qvl_avx2,
 #endif
+#elif defined(__aarch64__) && defined(__GNUC__)
 #ifdef QVL_HAVE_NEON
     &qvl_neon,
 #endif

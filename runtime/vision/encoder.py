@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, cast
+from typing import Final, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from qvl.runtime.ggml.gguf import GGUFFile, read_gguf
 from qvl.runtime.ggml.graph import Graph, get_data, set_data
 from qvl.runtime.ggml.scheduler import GraphRunner, Observer
 from qvl.runtime.ggml.weights import Weights
-from qvl.runtime.native import kernels
+from qvl.runtime.native import Precision, kernels
 from qvl.runtime.resources import default_threads
 from qvl.runtime.vision.attention import Attention, FlashAttention, TiledAttention
 from qvl.runtime.vision.frames import VideoSource
@@ -38,7 +38,6 @@ from qvl.runtime.vision.video_options import VideoOptions
 PACK_PATCHES: Final = 4096
 _WAIT: Final = 0.02  # seconds for the encoder before other work is let in
 _READING: Final = 0.1  # of a video's progress
-Precision = Literal["auto", "exact"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Matrices in the order that llama.cpp's older kernels like, or as they lie in the file."""
+"""Matrices in the order that llama.cpp's older kernels like, or as the file has them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def test_k_quants_stay_as_they_are_where_that_is_faster(
     assert repack.wants_repacking(gguf, "prefill") is wanted
     assert wanted or repack.repacked_bytes(gguf, "prefill") == 0
     assert repack.wants_repacking(gguf, "decode") is ("AMX_INT8" not in features)
+    own = frozenset(tensor.type for tensor in gguf.tensors.values())
+    assert not repack.wants_repacking(gguf, "prefill", own)
+    assert repack.wants_repacking(gguf, "decode", own) is ("AMX_INT8" not in features)
 
 
 @pytest.mark.skipif("AVX2" not in cpu_features(), reason="another CPU repacks other types")
