@@ -61,6 +61,7 @@ def _model(state: State, model: Model) -> dict[str, Any]:
     if model.has_vision:
         preprocessor = model.vision.preprocessor
         meta["pixels_per_token"] = preprocessor.factor**2
+        meta["auto_tokens"] = state.max_pixels("auto") // preprocessor.factor**2
         meta["fixed_size"] = preprocessor.min_pixels == preprocessor.max_pixels
     return {
         "id": state.name,

@@ -71,12 +71,21 @@ function draw() {
 
 function actions(i, last) {
   const { turns } = conversation;
-  const list = [["Copy", () => navigator.clipboard?.writeText(turns[i].text)]];
+  const list = [["Copy", () => copy(turns[i].text)]];
   if (turns[i].role === "assistant" && i === last) list.push(["Retry", () => retry(i)]);
   if (turns[i].role === "user" && i === turns.findLastIndex((turn) => turn.role === "user")) {
     list.push(["Edit", () => edit(i)]);
   }
   return list;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    status("copied");
+  } catch {
+    status("this browser does not let the page copy");
+  }
 }
 
 function retry(i) {
@@ -169,7 +178,7 @@ function show(i) {
 
 function progressText({ stage, position }) {
   if (stage === "queue") return position ? `waiting: ${position} before this one` : "waiting";
-  return { frames: "reading frames", encode: "looking at the picture", prefill: "reading the prompt" }[stage] ?? stage;
+  return { frames: "reading frames", encode: "encoding the picture", prefill: "reading the prompt" }[stage] ?? stage;
 }
 
 function status(text, fraction) {

@@ -1,4 +1,4 @@
-// Pictures and videos waiting to be sent: thumbnails, what each will cost, and how large it is to be looked at.
+// Pictures and videos waiting to be sent: thumbnails, the cost of each, and the slider for detail.
 
 import { $, h } from "./dom.js";
 import * as api from "./api.js";
@@ -40,6 +40,8 @@ export function setUpAttachments(onChange) {
 }
 
 export function setModel(found) {
+  const auto = found.meta?.auto_tokens;
+  if (auto && auto !== model.meta?.auto_tokens) $("detail").value = TOKENS.findLastIndex((n, i) => n <= auto || !i);
   model = found;
   draw();
 }

@@ -5,12 +5,16 @@ import { h, svg } from "./dom.js";
 const COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008b8b", "#f032e6", "#9a6324"];
 const color = (i) => COLORS[i % COLORS.length];
 
-/** A picture or video of a message, with a layer for boxes; `open` is called to look at it closely. */
+/** A picture or video of a message, with a layer for boxes; `open` enlarges it. */
 export function pictureView(file, open) {
   if (file.kind === "video") return h("div", { class: "picture" }, h("video", { src: file.url, controls: true }));
   const image = h("img", { src: file.url, alt: file.name });
   const layer = svg("svg", { viewBox: `0 0 ${file.width || 1} ${file.height || 1}`, preserveAspectRatio: "none" });
-  const label = `${file.name}: look closely`;
+  const label = `Enlarge ${file.name}`;
+  // labels have one size on the screen, whatever the picture's
+  new ResizeObserver(() => {
+    if (image.clientWidth) layer.style.setProperty("--pixel", (file.width || 1) / image.clientWidth);
+  }).observe(image);
   return h(open ? "button" : "div", { class: "picture", "aria-label": open && label, click: open }, image, layer);
 }
 
@@ -18,26 +22,24 @@ export function pictureView(file, open) {
 export function drawBoxes(view, file, boxes, turn) {
   const layer = view.querySelector("svg");
   if (!layer) return;
-  const size = Math.max(file.width, file.height) / 28;
   layer.replaceChildren(...boxes.map(([box, i]) => {
-    const group = svg("g", { "data-box": `${turn}:${i}`, class: "mark" }, ...shape(box, color(i), size));
+    const group = svg("g", { "data-box": `${turn}:${i}`, class: "mark" }, ...shape(box, color(i), file));
     group.style.color = color(i);
     return group;
   }));
   light(layer);
 }
 
-function shape(box, stroke, size) {
+function shape(box, stroke, file) {
   const [x, y] = box.box ?? box.point ?? box.quad[0];
   const outline = box.box
     ? svg("rect", { x, y, width: box.box[2] - x, height: box.box[3] - y })
     : box.point
-      ? svg("circle", { cx: x, cy: y, r: size / 2 })
+      ? svg("circle", { cx: x, cy: y, r: Math.max(file.width, file.height) / 56 })
       : svg("polygon", { points: box.quad.map((point) => point.join(",")).join(" ") });
   outline.setAttribute("class", "shape");
   outline.setAttribute("stroke", stroke);
-  const above = y > size * 1.3 ? y - size * 0.3 : y + size;
-  const text = svg("text", { x, y: above, "font-size": size, "stroke-width": size / 8 });
+  const text = svg("text", { x, y, dy: y > file.height / 16 ? "-.35em" : "1.1em" });
   text.textContent = box.label;
   return [outline, text];
 }

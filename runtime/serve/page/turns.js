@@ -40,7 +40,8 @@ export function drawReplyBoxes(turns, turn) {
 export function turnNode(turns, i, actions) {
   const turn = turns[i];
   const body = h("div", { class: "body" });
-  const node = h("li", { class: turn.role, "data-turn": i }, h("div", { class: "message" }, body));
+  const speaker = turn.role === "user" ? "Question" : "Reply";
+  const node = h("li", { class: turn.role, "data-turn": i, "aria-label": speaker }, h("div", { class: "message" }, body));
   if (turn.role === "user") {
     const last = () => turns.findLastIndex((t, k) => k > i && t.boxes?.length);
     const views = (turn.files ?? []).map((file, j) => {
