@@ -28,6 +28,7 @@ from qvl.runtime.vision.preprocess import Patches
 from qvl.runtime.vision.video import Watch
 
 MAX_BYTES: Final = 256 << 20
+_MAX_EMBEDDINGS: Final = 256  # pictures; a server of a small model would take hours to come to MAX_BYTES
 _MAX_UNITS: Final = 4096
 
 
@@ -52,7 +53,7 @@ class VisionBackend(Protocol):
 class EmbeddingStore(Unpicklable):
     """Finds a source's unit, and its embeddings, encoding only what it has not got. Safe for threads.
 
-    Units outlive embeddings, which go, least recently used first, when they take more than `max_bytes`: a
+    Units outlive embeddings, which go, least recently used first, when there are many or large ones: a
     picture that a KV cache still holds is not encoded again. Patches last as long as a unit that needs them.
     """
 
@@ -179,7 +180,9 @@ class EmbeddingStore(Unpicklable):
         with self._lock:
             self._embeddings.update((key, found[key]) for key in missing)
             size = sum(e.nbytes for e in self._embeddings.values())
-            while size > self._max_bytes and len(self._embeddings) > 1:
+            while len(self._embeddings) > 1 and (
+                size > self._max_bytes or len(self._embeddings) > _MAX_EMBEDDINGS
+            ):
                 size -= self._embeddings.popitem(last=False)[1].nbytes
         return Encoded(found, frozenset(patches))
 

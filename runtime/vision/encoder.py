@@ -274,7 +274,7 @@ class VisionEncoder(Unpicklable):
         rows = get_data(encoding.output)
         size = self.config.merge_size
         ends = np.cumsum([n_patches(merged(grid, size)) for grid in grids])
-        parts = np.split(rows, ends[:-1])
+        parts = [part.copy() for part in np.split(rows, ends[:-1])] if len(pack) > 1 else [rows]
         return [VisionEmbedding(part, grid, size) for part, grid in zip(parts, grids, strict=True)]
 
     def _encoding(self, grids: tuple[Grid, ...]) -> TowerGraph:
