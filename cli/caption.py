@@ -172,10 +172,6 @@ def caption(
         image_detail=image_detail,
     )
     chosen.prompts(), chosen.grammar()  # what is wrong with them is said before the model loads
-    if samples > 1 and sampling.temperature == 0:
-        out.warn(
-            f"at temperature 0 the {samples} samples of a picture are equal; --temp 0.7 makes them differ"
-        )
     destination = Destination(
         output,
         out_dir,

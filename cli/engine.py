@@ -92,9 +92,9 @@ def encoder_text(vision: VisionEncoder) -> str:
 
 
 def show_log(out: Output) -> None:
-    """Shows warnings about prompts; with -v, llama.cpp's log goes to stderr, else nothing of it is shown."""
-    prompts = logging.getLogger("qvl.prompt")
-    prompts.handlers[:] = [_Warnings(out)]
+    """Shows the warnings of prompts and captions, and with -v llama.cpp's log too."""
+    for name in ("qvl.prompt", "qvl.caption"):
+        logging.getLogger(name).handlers[:] = [_Warnings(out)]
     logger = logging.getLogger("qvl.llama")
     logger.propagate = False
     logger.handlers[:] = [_Details(out) if out.verbose else logging.NullHandler()]

@@ -14,6 +14,7 @@ _PARAMETER: Final = re.compile(r"`(\w+)`")
 FLAGS: Final = {
     "n_ctx": "--ctx-size",
     "n_gpu_layers": "-ngl",
+    "temperature": "--temp",
     "image": "--image",
     "video": "--video",
     "text_file": "--text",

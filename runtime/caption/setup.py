@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ from qvl.runtime.vision.preprocess import Preprocessor
 if TYPE_CHECKING:
     from qvl.runtime.model import Model
 
+LOGGER: Final = logging.getLogger("qvl.caption")
 MAX_PARALLEL: Final = 64
 _ON_CPU: Final = 16  # 1.6 times the tokens a second of 8, and 32 give little more: benchmarks/README.md
 _ON_GPU: Final = 16
@@ -85,6 +87,9 @@ def open_run(
     """
     return_large_blocks()
     stop = stop or Stop()
+    if options.samples > 1 and model.sampling.override(**options.sampling).is_greedy:
+        what = f"the {options.samples} samples of a picture are equal: each token is the most likely one"
+        LOGGER.warning(f"{what}; `temperature` 0.7 makes them differ")
     preprocessor = Estimator(model).preprocessor(options.bounds)
     plan = plan_for(model, items, options, preprocessor, sidecars)
     has_videos = any(item.kind == "video" for item in items)

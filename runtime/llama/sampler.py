@@ -91,6 +91,11 @@ class Sampling:
         except InputError:
             return cls()  # a file's odd defaults are no reason to refuse it
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the most likely one, so that replies to one prompt are equal."""
+        return self.temperature == 0 or self.top_k == 1
+
     def override(self, **given: float | None) -> Sampling:
         """With what the caller has chosen; None leaves a setting as it is.
 

@@ -269,6 +269,10 @@ def test_results_never_go_over_what_is_read(qvl: Qvl, photos: Path, tmp_path: Pa
     assert one.read_bytes() == before and listed.read_text() == f"{one}\n"
 
 
-def test_equal_samples_are_said(qvl: Qvl, photos: Path) -> None:
-    done = qvl(sorted(photos.glob("*.png"))[0], "--samples", "2", "--temp", "0", "-n", "2")
-    assert "the 2 samples of a picture are equal" in done.stderr
+def test_equal_samples_are_said(flags: list[str], photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["caption", str(photos / "0.png"), *flags[:4], "--samples", "2", "-n", "2"]
+    for given, said in (("--temp 0", True), ("", True), ("--top-k 1", True), ("--temp 0.7", False)):
+        assert run([*command, *given.split()]) == 0
+        words = capsys.readouterr().err
+        assert ("the 2 samples of a picture are equal" in words) == said
+        assert ("--temp 0.7 makes them differ" in words) == said
