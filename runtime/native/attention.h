@@ -1,9 +1,9 @@
 /* Attention within segments: softmax(scale * q k^T) v.
  *
  * Keys and values are packed once per head and task, as panels of the wide product; queries and the softmax's
- * weights are its columns. Queries come in groups of ROWS, whose scores stay in L1; keys in blocks of KEYS, whose
- * panels stay in L2. The softmax is the online one (arXiv 1805.02867), in float32; its weights are rounded to
- * integers with a scale for each block of keys.
+ * weights are its columns. Queries come in groups of QUERIES, whose scores stay in L1 and for which a panel is
+ * read from L2 once; keys in blocks of KEYS, whose panels stay in L2. The softmax is the online one (arXiv
+ * 1805.02867), in float32; its weights are rounded to integers with a scale for each block of keys.
  */
 #pragma once
 
@@ -11,6 +11,8 @@
 
 enum {
     KEYS = 256,       /* keys at a time */
+    KEY_BLOCKS = KEYS / WIDE_BLOCK,
+    QUERIES = 4 * ROWS,
     CHUNK_MIN = 192,  /* queries a task takes: enough that packing pays, */
     CHUNK_MAX = 1026, /* and few enough that their sums stay in L2 */
     MAX_DIM = 128,    /* the widest head */
@@ -40,19 +42,19 @@ static void pack_keys(const struct head * h, const char * k, int64_t stride) {
     }
 }
 
-/* A block of keys at a time, turned so that the keys of a dimension lie together. */
+/* WIDE_BLOCK keys at a time, transposed so that a dimension's values of them lie together. */
 static void pack_values(const struct head * h, const char * v, int64_t stride) {
-    float turned[PANEL][WIDE_BLOCK];
+    float part[WIDE_BLOCK][PANEL], turned[PANEL][WIDE_BLOCK];
     struct wide rows[PANEL];
     for (int64_t first = 0; first < h->n_pad; first += WIDE_BLOCK) {
         for (int p = 0; p < h->panels; p++) {
             const int n = h->dim - p * PANEL < PANEL ? h->dim - p * PANEL : PANEL;
-            memset(turned, 0, sizeof turned);
+            memset(part, 0, sizeof part);
             for (int j = 0; j < WIDE_BLOCK && first + j < h->n; j++) {
-                const float * in = (const float *) (v + (first + j) * stride) + p * PANEL;
-                for (int i = 0; i < n; i++) {
-                    turned[i][j] = in[i];
-                }
+                memcpy(part[j], v + (first + j) * stride + p * PANEL * 4, (size_t) n * 4);
+            }
+            for (int j = 0; j < WIDE_BLOCK; j += LANES) {
+                pack_steps((char *) &turned[0][j], WIDE_BLOCK, (const char *) part[j], sizeof part[j], PANEL);
             }
             for (int i = 0; i < PANEL; i++) {
                 put_wide(&rows[i], turned[i]);
@@ -65,83 +67,105 @@ static void pack_values(const struct head * h, const char * v, int64_t stride) {
 }
 
 struct group {
-    float out[ROWS][MAX_DIM + PANEL];
-    struct wide q[ROWS][MAX_BLOCKS];
-    float max[ROWS], sum[ROWS];
+    float out[QUERIES][MAX_DIM + PANEL];
+    struct wide q[QUERIES][MAX_BLOCKS];
+    float max[QUERIES], sum[QUERIES];
+    int used; /* queries, up to a multiple of 2 * ROWS */
 };
 
-/* The scores of a query with one block of keys to weights; returns what they sum to. `shift`: the maximum so far. */
-INLINE float weights_of(struct wide * out, const float * scores, float factor, float shift) {
+/* A query's scores with one block of keys to weights. Returns the sum of these; *alpha is the factor for what was
+ * summed before, whose largest score was *max. */
+INLINE float weights_of(struct wide * out, const float * scores, int width, float scale, float * max, float * alpha) {
+    float best[KEY_BLOCKS + 1], power[KEY_BLOCKS + LANES] = { 0 }, now = *max;
+    const int blocks = width / WIDE_BLOCK;
+    for (int b = 0; b < blocks; b++) {
+        vf top = load(scores + b * WIDE_BLOCK);
+        for (int i = LANES; i < WIDE_BLOCK; i += LANES) {
+            top = larger(top, load(scores + b * WIDE_BLOCK + i));
+        }
+        best[b] = across_max(top) * scale;
+        now = fmaxf(now, best[b]);
+    }
+    best[blocks] = *max;
+    *max = now;
+    for (int b = 0; b <= blocks; b++) {
+        power[b] = best[b] - now;
+    }
+    for (int i = 0; i <= KEY_BLOCKS; i += LANES) {
+        store(power + i, exp2_of(load(power + i)));
+    }
+    *alpha = power[blocks];
+    vf total = splat(0.0f);
+    for (int b = 0; b < blocks; b++, out++, scores += WIDE_BLOCK) {
 #if WIDE_INTEGER
-    vf top = load(scores);
-    for (int i = LANES; i < WIDE_BLOCK; i += LANES) {
-        top = larger(top, load(scores + i));
-    }
-    const float best = across_max(top) * factor, ratio = exp2f(best - shift) / WEIGHT_LIMIT;
-    vi sum = splat_int(0);
-    for (int i = 0; i < WIDE_BLOCK; i += LANES) {
-        const vi q = nearest(exp2_of(load(scores + i) * splat(factor) - splat(best)) * splat(WEIGHT_LIMIT));
-        const vh narrow = __builtin_convertvector(q, vh);
-        memcpy(out->q + i, &narrow, sizeof narrow);
-        sum += q;
-    }
-    out->scale = ratio;
-    return across_sum(to_float(sum)) * ratio;
+        const float ratio = power[b] / WEIGHT_LIMIT;
+        vi sum = splat_int(0);
+        for (int i = 0; i < WIDE_BLOCK; i += LANES) {
+            const vi q = nearest(exp2_of(load(scores + i) * splat(scale) - splat(best[b])) * splat(WEIGHT_LIMIT));
+            store_narrow(out->q + i, q);
+            sum += q;
+        }
+        out->scale = ratio;
+        total += to_float(sum) * splat(ratio);
 #else
-    float weights[WIDE_BLOCK];
-    vf sum = splat(0.0f);
-    for (int i = 0; i < WIDE_BLOCK; i += LANES) {
-        const vf p = exp2_of(load(scores + i) * splat(factor) - splat(shift));
-        store(weights + i, p);
-        sum += p; /* what is past the end counts 2^-126 each: nothing beside the maximum's 1 */
-    }
-    put_wide(out, weights);
-    return across_sum(sum);
+        float weights[WIDE_BLOCK];
+        for (int i = 0; i < WIDE_BLOCK; i += LANES) {
+            const vf p = exp2_of(load(scores + i) * splat(scale) - splat(now));
+            store(weights + i, p);
+            total += p; /* a key past the end counts 2^-126: nothing beside the largest weight's 1 */
+        }
+        put_wide(out, weights);
 #endif
+    }
+    return across_sum(total);
+}
+
+/* sums += panel * columns for `used` columns; `vectors` is a constant, so that the sums are registers. */
+INLINE void multiply_all(float * sums, int64_t stride, const char * panel, const struct wide * x, int64_t x_blocks,
+                         int used, int n_in, const int add, const int vectors) {
+    const int64_t x_stride = x_blocks * (int64_t) sizeof *x;
+    const int rows = vectors * 2 <= VECTORS ? 2 * ROWS : ROWS; /* few registers of rows leave room for columns */
+    for (int r = 0; r < used; r += rows) {
+        multiply_wide(sums + r * stride, stride, panel, (const char *) x + r * x_stride, x_stride, n_in, add, vectors,
+                      rows);
+    }
 }
 
 /* One block of keys for one group of queries. */
 static void attend_block(struct group * g, const struct head * h, int64_t first, float scale) {
-    float s[ROWS][KEYS];
-    struct wide p[ROWS][KEYS / WIDE_BLOCK];
+    float s[QUERIES][KEYS];
+    struct wide p[QUERIES][KEY_BLOCKS];
     const int width = (int) (h->n_pad - first < KEYS ? h->n_pad - first : KEYS);
     const int valid = (int) (h->n - first < width ? h->n - first : width);
 
     for (int c = 0; c < width; c += PANEL) {
         const char * keys = h->k + (first + c) / PANEL * h->blocks * WIDE_PANEL_BYTES;
-        multiply_wide(&s[0][c], KEYS, keys, (const char *) g->q, sizeof g->q[0], h->dim, 0, VECTORS);
+        multiply_all(&s[0][c], KEYS, keys, g->q[0], MAX_BLOCKS, g->used, h->dim, 0, VECTORS);
     }
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < g->used; r++) {
         for (int i = valid; i < width; i++) {
             s[r][i] = -INFINITY;
         }
-        vf top = load(s[r]);
-        for (int i = LANES; i < width; i += LANES) {
-            top = larger(top, load(s[r] + i));
-        }
-        const float now = fmaxf(g->max[r], across_max(top) * scale), alpha = exp2f(g->max[r] - now);
-        g->max[r] = now;
-        g->sum[r] *= alpha;
+        float alpha;
+        const float sum = weights_of(p[r], s[r], width, scale, &g->max[r], &alpha);
+        g->sum[r] = g->sum[r] * alpha + sum;
         for (int i = 0; i < h->panels * PANEL; i += LANES) {
             store(g->out[r] + i, load(g->out[r] + i) * splat(alpha));
-        }
-        for (int i = 0; i < width; i += WIDE_BLOCK) {
-            g->sum[r] += weights_of(&p[r][i / WIDE_BLOCK], s[r] + i, scale, now);
         }
     }
     for (int i = 0; i < h->panels; i++) {
         const char * values = h->v + (i * (h->n_pad / WIDE_BLOCK) + first / WIDE_BLOCK) * WIDE_PANEL_BYTES;
         float * out = g->out[0] + i * PANEL;
         const int64_t stride = MAX_DIM + PANEL;
-        switch ((h->dim - i * PANEL + LANES - 1) / LANES) { /* a constant, so that the sums are registers */
-            case 1: multiply_wide(out, stride, values, (const char *) p, sizeof p[0], width, 1, 1); break;
+        switch ((h->dim - i * PANEL + LANES - 1) / LANES) {
+            case 1: multiply_all(out, stride, values, p[0], KEY_BLOCKS, g->used, width, 1, 1); break;
 #if VECTORS > 2
-            case 2: multiply_wide(out, stride, values, (const char *) p, sizeof p[0], width, 1, 2); break;
+            case 2: multiply_all(out, stride, values, p[0], KEY_BLOCKS, g->used, width, 1, 2); break;
 #endif
 #if VECTORS > 3
-            case 3: multiply_wide(out, stride, values, (const char *) p, sizeof p[0], width, 1, 3); break;
+            case 3: multiply_all(out, stride, values, p[0], KEY_BLOCKS, g->used, width, 1, 3); break;
 #endif
-            default: multiply_wide(out, stride, values, (const char *) p, sizeof p[0], width, 1, VECTORS); break;
+            default: multiply_all(out, stride, values, p[0], KEY_BLOCKS, g->used, width, 1, VECTORS); break;
         }
     }
 }
@@ -158,7 +182,7 @@ static int attend(const struct ggml_tensor * dst, int64_t base, int64_t size, in
     h.panels = (h.dim + PANEL - 1) / PANEL;
     const int64_t k_bytes = h.n_pad / PANEL * h.blocks * WIDE_PANEL_BYTES;
     const int64_t v_bytes = h.n_pad / WIDE_BLOCK * h.panels * WIDE_PANEL_BYTES;
-    const int n_groups = (int) ((end - start + ROWS - 1) / ROWS);
+    const int n_groups = (int) ((end - start + QUERIES - 1) / QUERIES);
     void * memory;
     h.k = allocate((size_t) (k_bytes + v_bytes) + (size_t) n_groups * sizeof(struct group), &memory);
     if (h.k == NULL) {
@@ -170,12 +194,13 @@ static int attend(const struct ggml_tensor * dst, int64_t base, int64_t size, in
     pack_keys(&h, (const char *) k->data + head_index * (int64_t) k->nb[1] + key * (int64_t) k->nb[2], (int64_t) k->nb[2]);
     pack_values(&h, (const char *) v->data + head_index * (int64_t) v->nb[1] + key * (int64_t) v->nb[2], (int64_t) v->nb[2]);
     memset(groups, 0, (size_t) n_groups * sizeof *groups);
-    for (int64_t i = 0; i < (int64_t) n_groups * ROWS; i++) {
-        struct group * g = &groups[i / ROWS];
-        g->max[i % ROWS] = -INFINITY;
+    for (int64_t i = 0; i < (int64_t) n_groups * QUERIES; i++) {
+        struct group * g = &groups[i / QUERIES];
+        g->max[i % QUERIES] = -INFINITY;
         if (start + i < end) {
+            g->used = (int) (i % QUERIES / (2 * ROWS) + 1) * 2 * ROWS;
             const char * query = (const char *) q->data + head_index * (int64_t) q->nb[1] + (base + start + i) * (int64_t) q->nb[2];
-            put_wide_row(g->q[i % ROWS], (const float *) query, h.dim);
+            put_wide_row(g->q[i % QUERIES], (const float *) query, h.dim);
         }
     }
     for (int64_t first = 0; first < h.n_pad; first += KEYS) {
@@ -184,11 +209,11 @@ static int attend(const struct ggml_tensor * dst, int64_t base, int64_t size, in
         }
     }
     for (int64_t i = 0; i < end - start; i++) {
-        const struct group * g = &groups[i / ROWS];
-        const float inverse = 1.0f / g->sum[i % ROWS];
+        const struct group * g = &groups[i / QUERIES];
+        const float inverse = 1.0f / g->sum[i % QUERIES];
         float * out = (float *) ((char *) dst->data + (base + start + i) * (int64_t) dst->nb[1]) + (int64_t) head_index * h.dim;
         for (int d = 0; d < h.dim; d++) {
-            out[d] = g->out[i % ROWS][d] * inverse;
+            out[d] = g->out[i % QUERIES][d] * inverse;
         }
     }
     free(memory);

@@ -8,7 +8,7 @@ enum {
     WIDE_BLOCK = 64,  /* values that share a scale */
     BYTE_BLOCK = 32,
     WIDE_LIMIT = 5792, /* WIDE_BLOCK * WIDE_LIMIT^2 < 2^31: sums of a block never overflow */
-    BYTE_LIMIT = 127,
+    BYTE_LIMIT = 128,
 };
 
 #if WIDE_INTEGER
@@ -54,8 +54,7 @@ INLINE void put_wide(struct wide * out, const float * x) {
     const float top = largest(x, WIDE_BLOCK), inverse = top > 0.0f ? WIDE_LIMIT / top : 0.0f;
     out->scale = top / WIDE_LIMIT;
     for (int i = 0; i < WIDE_BLOCK; i += LANES) {
-        const vh q = __builtin_convertvector(nearest(load(x + i) * splat(inverse)), vh);
-        memcpy(out->q + i, &q, sizeof q);
+        store_narrow(out->q + i, nearest(load(x + i) * splat(inverse)));
     }
 #elif WIDE_GROUP == 2
     for (int i = 0; i < WIDE_BLOCK; i += LANES) {
@@ -71,16 +70,36 @@ INLINE int32_t across_sum_int(vi x) {
     return (int32_t) across_sum(to_float(x)); /* exact below 2^24 */
 }
 
-/* BYTE_BLOCK floats. */
+/* BYTE_BLOCK floats. Of a few steps between integers, each an integer fraction of the largest value, the one is
+ * taken that loses the least (squares of the rounding errors); the largest becomes -128, -127 or -126. */
 INLINE void put_bytes(struct bytes * out, const float * x) {
-    const float top = largest(x, BYTE_BLOCK), inverse = top > 0.0f ? BYTE_LIMIT / top : 0.0f;
-    out->scale = top / BYTE_LIMIT;
+    vf high = load(x), low = high;
+    for (int i = LANES; i < BYTE_BLOCK; i += LANES) {
+        high = larger(high, load(x + i));
+        low = smaller(low, load(x + i));
+    }
+    const float above = across_max(high), below = across_max(-low), top = above > below ? above : -below;
+    const int nothing = fmaxf(above, below) < 1e-30f; /* so little that its inverse might be infinite */
+    float best = INFINITY, inverse = 0.0f;
+    for (int limit = BYTE_LIMIT; limit > BYTE_LIMIT - 3 && !nothing; limit--) {
+        const float factor = (float) -limit / top;
+        vf errors = splat(0.0f);
+        for (int i = 0; i < BYTE_BLOCK; i += LANES) {
+            const vf y = load(x + i) * splat(factor), e = y - to_float(nearest(smaller(y, splat(127.0f))));
+            errors += e * e;
+        }
+        const float error = across_sum(errors) / (float) (limit * limit);
+        if (error < best) {
+            best = error;
+            inverse = factor;
+        }
+    }
+    out->scale = inverse == 0.0f ? 0.0f : 1.0f / inverse;
     vi sum = splat_int(0);
     for (int i = 0; i < BYTE_BLOCK; i += LANES) {
-        const vi whole = nearest(load(x + i) * splat(inverse));
-        const vb q = __builtin_convertvector(whole, vb);
-        memcpy(out->q + i, &q, sizeof q);
-        sum += whole;
+        const vi q = nearest(smaller(load(x + i) * splat(inverse), splat(127.0f)));
+        store_bytes(out->q + i, q);
+        sum += q;
     }
     out->sum = BYTE_UNIT * across_sum_int(sum);
 }
@@ -89,10 +108,16 @@ INLINE void put_bytes(struct bytes * out, const float * x) {
  * has room for WIDE_BLOCK values: what is past n is set to 0. */
 INLINE void put(char * row, int format, int64_t first, float * x, int n) {
     if (format == QVL_F32) {
-        memcpy(row + first * 4, x, (size_t) n * 4);
+        if (n == WIDE_BLOCK) { /* a size that the compiler knows */
+            memcpy(row + first * 4, x, WIDE_BLOCK * 4);
+        } else {
+            memcpy(row + first * 4, x, (size_t) n * 4);
+        }
         return;
     }
-    memset(x + n, 0, (size_t) (WIDE_BLOCK - n) * 4);
+    if (n < WIDE_BLOCK) {
+        memset(x + n, 0, (size_t) (WIDE_BLOCK - n) * 4);
+    }
     if (format == QVL_WIDE) {
         put_wide((struct wide *) row + first / WIDE_BLOCK, x);
     } else {
@@ -105,10 +130,13 @@ INLINE void put(char * row, int format, int64_t first, float * x, int n) {
 
 /* n floats as wide blocks, zeros up to the end of the last. */
 INLINE void put_wide_row(struct wide * out, const float * x, int n) {
-    float part[WIDE_BLOCK];
-    for (int i = 0; i < n; i += WIDE_BLOCK) {
-        const int left = n - i < WIDE_BLOCK ? n - i : WIDE_BLOCK;
-        memcpy(part, x + i, (size_t) left * 4);
-        put((char *) out, QVL_WIDE, i, part, left);
+    int i = 0;
+    for (; i + WIDE_BLOCK <= n; i += WIDE_BLOCK) {
+        put_wide(out++, x + i);
+    }
+    if (i < n) {
+        float part[WIDE_BLOCK] = { 0 };
+        memcpy(part, x + i, (size_t) (n - i) * 4);
+        put_wide(out, part);
     }
 }

@@ -14,6 +14,7 @@ enum { QVL_LAYER_NORM = 0, QVL_RMS_NORM = 1 };
 /* What is packed in qvl_params.choice of linear, norm and prepare. */
 #define QVL_FIRST(choice) ((choice) & 0xff)        /* linear: the activation; norm: the kind */
 #define QVL_SECOND(choice) ((choice) >> 8 & 0xff)  /* linear: how src[3] is combined */
+#define QVL_INPUT(choice) ((choice) >> 24 & 0xff)  /* linear: the format of x, or 0 for the one that W's type takes */
 #define QVL_FORMAT(choice) ((choice) >> 16 & 0xff) /* the format of dst */
 
 /* One level: the kernels (each a ggml_custom_op_t) compiled for one set of instructions. */

@@ -17,6 +17,23 @@ INLINE vi splat_int(int32_t x) { return (vi) _mm256_set1_epi32(x); }
 INLINE vf larger(vf a, vf b) { return (vf) _mm256_max_ps((__m256) a, (__m256) b); }
 INLINE vf smaller(vf a, vf b) { return (vf) _mm256_min_ps((__m256) a, (__m256) b); }
 
+/* 8-bit integers, and unsigned 16-bit ones. */
+INLINE vi load_bytes(const void * p) { return (vi) _mm256_cvtepi8_epi32(_mm_loadl_epi64(p)); }
+INLINE vi load_halves(const void * p) { return (vi) _mm256_cvtepu16_epi32(_mm_loadu_si128(p)); }
+
+/* As 16-bit integers, saturated. */
+INLINE void store_narrow(void * p, vi x) {
+    const __m128i low = _mm256_castsi256_si128((__m256i) x), high = _mm256_extracti128_si256((__m256i) x, 1);
+    _mm_storeu_si128(p, _mm_packs_epi32(low, high));
+}
+
+/* As 8-bit integers, saturated. */
+INLINE void store_bytes(void * p, vi x) {
+    const __m128i low = _mm256_castsi256_si128((__m256i) x), high = _mm256_extracti128_si256((__m256i) x, 1);
+    const __m128i narrow = _mm_packs_epi32(low, high);
+    _mm_storel_epi64(p, _mm_packs_epi16(narrow, narrow));
+}
+
 /* The lanes of a and b in turns: the first halves to *first, the rest to *second. */
 INLINE void zip(vi a, vi b, vi * first, vi * second) {
     const __m256i low = _mm256_unpacklo_epi32((__m256i) a, (__m256i) b);

@@ -19,6 +19,14 @@ INLINE vf smaller(vf a, vf b) { return (vf) _mm512_min_ps((__m512) a, (__m512) b
 INLINE float across_max(vf x) { return _mm512_reduce_max_ps((__m512) x); }
 INLINE float across_sum(vf x) { return _mm512_reduce_add_ps((__m512) x); }
 
+/* 8-bit integers, and unsigned 16-bit ones. */
+INLINE vi load_bytes(const void * p) { return (vi) _mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
+INLINE vi load_halves(const void * p) { return (vi) _mm512_cvtepu16_epi32(_mm256_loadu_si256(p)); }
+
+/* As 16-bit or 8-bit integers, saturated. */
+INLINE void store_narrow(void * p, vi x) { _mm256_storeu_si256(p, _mm512_cvtsepi32_epi16((__m512i) x)); }
+INLINE void store_bytes(void * p, vi x) { _mm_storeu_si128(p, _mm512_cvtsepi32_epi8((__m512i) x)); }
+
 /* The lanes of a and b in turns: the first halves to *first, the rest to *second. */
 INLINE void zip(vi a, vi b, vi * first, vi * second) {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -11,13 +11,19 @@
 enum {
     TILE = 64,     /* rows of W whose sums are kept: whole blocks of the next layer's input */
     COLUMNS = 768, /* columns of x whose sums for a tile fit L2 */
+    AHEAD = 4,     /* columns */
 };
 
+/* The format of x: the one that suits W's type best, unless the caller chose another that W has. */
+static int format_of_x(const struct ggml_tensor * dst, int choice) {
+    return QVL_INPUT(choice) ? QVL_INPUT(choice) : takes(dst->src[0]->type);
+}
+
 /* The sums of ROWS columns for one panel, over n inputs. */
-INLINE void multiply(float * sums, const char * panel, const struct weight_type * kind, const char * x,
+INLINE void multiply(float * sums, const char * panel, const struct weight_type * kind, int format, const char * x,
                      int64_t x_stride, int n) {
-    if (!kind->to_bytes) {
-        multiply_wide(sums, TILE, panel, x, x_stride, n, 1, VECTORS);
+    if (format == QVL_WIDE) {
+        multiply_wide(sums, TILE, panel, x, x_stride, n, 1, VECTORS, ROWS);
     } else if (kind->flush == 0) {
 #if !BYTE_SUMS_16
         multiply_bytes(sums, TILE, panel, x, x_stride, n, 0, BYTE_STEPS);
@@ -29,21 +35,48 @@ INLINE void multiply(float * sums, const char * panel, const struct weight_type 
     }
 }
 
-/* One column's sums to where they belong. */
-static void finish(struct ggml_tensor * dst, const float * sums, int64_t column, int64_t first, int rows, int choice) {
+/* Ask for `bytes` at p before they are read or written: what a tile touches of each column is too short for the
+ * processor to see a pattern. */
+INLINE void fetch(const char * p, int64_t bytes, const int write) {
+    for (int64_t i = 0; i < bytes; i += 64) {
+        if (write) {
+            __builtin_prefetch(p + i, 1);
+        } else {
+            __builtin_prefetch(p + i, 0);
+        }
+    }
+}
+
+/* Columns [start, start + n) of a tile's sums to where they belong. */
+static void finish(struct ggml_tensor * dst, const float * sums, int64_t start, int64_t n, int64_t first, int rows,
+                   int choice) {
     const struct ggml_tensor *bias = dst->src[2], *other = dst->src[3];
+    const int format = QVL_FORMAT(choice), act = QVL_FIRST(choice), times = QVL_SECOND(choice) == QVL_MULTIPLY;
+    const int64_t stride = (int64_t) dst->nb[1], other_stride = other == NULL ? 0 : (int64_t) other->nb[1];
+    const int64_t width = row_bytes(format, rows);
+    char * out = (char *) dst->data + start * stride;
     float y[TILE], b[TILE] = { 0 }, o[TILE] = { 0 };
     if (bias != NULL) {
         memcpy(b, (const float *) bias->data + first, (size_t) rows * 4);
     }
-    if (other != NULL) {
-        memcpy(o, (const char *) other->data + column * (int64_t) other->nb[1] + first * 4, (size_t) rows * 4);
+    for (int64_t j = 0; j < n; j++, sums += TILE, out += stride) {
+        const float * beside = o;
+        fetch(out + row_bytes(format, first) + AHEAD * stride, width, 1);
+        if (other != NULL) {
+            const char * at = (const char *) other->data + (start + j) * other_stride + first * 4;
+            fetch(at + AHEAD * other_stride, rows * 4, 0);
+            beside = (const float *) at;
+            if (rows < TILE) {
+                memcpy(o, at, (size_t) rows * 4);
+                beside = o;
+            }
+        }
+        for (int i = 0; i < TILE; i += LANES) {
+            const vf x = activate(load(sums + i) + load(b + i), act);
+            store(y + i, times ? x * load(beside + i) : x + load(beside + i));
+        }
+        put(out, format, first, y, rows);
     }
-    for (int i = 0; i < TILE; i += LANES) {
-        const vf x = activate(load(sums + i) + load(b + i), QVL_FIRST(choice));
-        store(y + i, other == NULL ? x : QVL_SECOND(choice) == QVL_MULTIPLY ? x * load(o + i) : x + load(o + i));
-    }
-    put((char *) dst->data + column * (int64_t) dst->nb[1], QVL_FORMAT(choice), first, y, rows);
 }
 
 /* Rows [first, first + rows) of the result for columns [start, end). */
@@ -51,7 +84,7 @@ static void tile(struct ggml_tensor * dst, char * memory, int64_t start, int64_t
                  int choice) {
     const struct ggml_tensor *w = dst->src[0], *x = dst->src[1];
     const struct weight_type * kind = weight_type(w->type);
-    const int format = takes(w->type);
+    const int format = format_of_x(dst, choice);
     const int64_t n_in = w->ne[0], n = end - start, x_stride = (int64_t) x->nb[1];
     const int64_t row = row_bytes(format, DEPTH);
     char * panels = memory;
@@ -62,7 +95,7 @@ static void tile(struct ggml_tensor * dst, char * memory, int64_t start, int64_t
         const int depth = n_in - k < DEPTH ? (int) (n_in - k) : DEPTH;
         for (int part = 0; part < rows; part += PANEL) {
             const int present = rows - part < PANEL ? rows - part : PANEL;
-            pack_weights(panels + part / PANEL * PANEL_BYTES, kind, w, first + part, present, k, depth);
+            pack_weights(panels + part / PANEL * PANEL_BYTES, kind, format == QVL_BYTES, w, first + part, present, k, depth);
         }
         for (int64_t j = 0; j < n; j += ROWS) {
             const char * columns = (const char *) x->data + (start + j) * x_stride + row_bytes(format, k);
@@ -75,17 +108,18 @@ static void tile(struct ggml_tensor * dst, char * memory, int64_t start, int64_t
                 columns = tail;
                 stride = row;
             }
+            for (int r = ROWS; r < 2 * ROWS; r++) {
+                fetch(columns + r * stride, row_bytes(format, depth), 0);
+            }
             for (int part = 0; part < rows; part += PANEL) {
-                multiply(sums + j * TILE + part, panels + part / PANEL * PANEL_BYTES, kind, columns, stride, depth);
+                multiply(sums + j * TILE + part, panels + part / PANEL * PANEL_BYTES, kind, format, columns, stride, depth);
             }
         }
     }
-    for (int64_t j = 0; j < n; j++) {
-        finish(dst, sums + j * TILE, start + j, first, rows, choice);
-    }
+    finish(dst, sums, start, n, first, rows, choice);
 }
 
-/* ggml_custom_op_t. src: W [n_in, n_out], x [row_bytes(takes(W), n_in), n], bias float32 [n_out] or none, and
+/* ggml_custom_op_t. src: W [n_in, n_out], x [row_bytes(format_of_x, n_in), n], bias float32 [n_out] or none, and
  * perhaps a tensor float32 [n_out, n]; dst: [row_bytes(format, n_out), n]. */
 static void linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) ith;
@@ -93,7 +127,7 @@ static void linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
     const int64_t n_out = dst->src[0]->ne[1], n = dst->src[1]->ne[1];
     const int64_t blocks = (n + COLUMNS - 1) / COLUMNS, tiles = (n_out + TILE - 1) / TILE;
     const int64_t block = ((n + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
-    const int64_t row = row_bytes(takes(dst->src[0]->type), DEPTH);
+    const int64_t row = row_bytes(format_of_x(dst, params->choice), DEPTH);
     void * base;
     char * memory = allocate((size_t) (TILE / PANEL * PANEL_BYTES + ROWS * row + 64 + (COLUMNS + 2 * ROWS) * TILE * 4), &base);
     for (int64_t task; (task = qvl_next_task(params, blocks * tiles, nth)) >= 0;) {

@@ -10,6 +10,7 @@ QVL_TARGET("arch=armv8.2-a+dotprod")
 #endif
 
 #include <arm_neon.h>
+#include <string.h>
 
 #define LANES 4
 #define VECTORS 4 /* registers of rows of W; ROWS * VECTORS sums, VECTORS weights and a column fit 32 registers */
@@ -28,6 +29,26 @@ INLINE vf larger(vf a, vf b) { return (vf) vmaxq_f32((float32x4_t) a, (float32x4
 INLINE vf smaller(vf a, vf b) { return (vf) vminq_f32((float32x4_t) a, (float32x4_t) b); }
 INLINE float across_max(vf x) { return vmaxvq_f32((float32x4_t) x); }
 INLINE float across_sum(vf x) { return vaddvq_f32((float32x4_t) x); }
+
+/* 8-bit integers, and unsigned 16-bit ones. */
+INLINE vi load_bytes(const void * p) {
+    int8x8_t x = vdup_n_s8(0);
+    memcpy(&x, p, 4);
+    return (vi) vmovl_s16(vget_low_s16(vmovl_s8(x)));
+}
+
+INLINE vi load_halves(const void * p) {
+    uint16x4_t x;
+    memcpy(&x, p, 8);
+    return (vi) vmovl_u16(x);
+}
+
+/* As 8-bit integers, saturated. */
+INLINE void store_bytes(void * p, vi x) {
+    const int16x4_t narrow = vqmovn_s32((int32x4_t) x);
+    const int8x8_t bytes = vqmovn_s16(vcombine_s16(narrow, narrow));
+    memcpy(p, &bytes, 4);
+}
 
 /* The lanes of a and b in turns: the first halves to *first, the rest to *second. */
 INLINE void zip(vi a, vi b, vi * first, vi * second) {

@@ -18,7 +18,7 @@ enum {
 #define WIDE_PANEL_BYTES ((int64_t) VECTORS * VECTOR_BYTES * (WIDE_INTEGER + WIDE_STEPS))
 #define BYTE_PANEL_BYTES ((int64_t) VECTORS * VECTOR_BYTES * (2 + BYTE_STEPS))
 
-/* n steps (4 bytes each, a multiple of LANES) of LANES rows, to columns `width` rows apart. */
+/* Transposes n steps (4 bytes each, a multiple of LANES) of LANES rows: out's rows are `width` steps apart. */
 INLINE void pack_steps(char * out, int width, const char * rows, int64_t row_stride, int n) {
     for (int s = 0; s < n; s += LANES) {
         vi block[LANES];
@@ -70,9 +70,9 @@ INLINE void pack_bytes(char * panel, const uint8_t * rows, int64_t stride, int n
 
 /* sums[r][..] = (add ? sums[r][..] : 0) + W x, for n_in inputs. Strides: of sums in floats, of x in bytes. */
 INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel, const char * x, int64_t x_stride,
-                          int n_in, const int add, const int vectors) {
-    vf total[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; r++) {
+                          int n_in, const int add, const int vectors, const int rows) {
+    vf total[2 * ROWS][VECTORS];
+    for (int r = 0; r < rows; r++) {
         for (int c = 0; c < vectors; c++) {
             total[r][c] = add ? load(sums + r * sums_stride + c * LANES) : splat(0.0f);
         }
@@ -82,8 +82,8 @@ INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel,
         const char * values = panel + WIDE_INTEGER * vectors * VECTOR_BYTES;
         const char * q = x + offsetof(struct wide, q);
 #if WIDE_INTEGER
-        vi acc[ROWS][VECTORS];
-        for (int r = 0; r < ROWS; r++) {
+        vi acc[2 * ROWS][VECTORS];
+        for (int r = 0; r < rows; r++) {
             for (int c = 0; c < vectors; c++) {
                 acc[r][c] = splat_int(0);
             }
@@ -96,7 +96,7 @@ INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel,
             for (int c = 0; c < vectors; c++) {
                 w[c] = load_int(values + (s * vectors + c) * VECTOR_BYTES);
             }
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < rows; r++) {
                 const vi column = spread(q + r * x_stride + 4 * s);
                 for (int c = 0; c < vectors; c++) {
                     acc[r][c] = wide_dot(acc[r][c], w[c], column);
@@ -104,7 +104,7 @@ INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel,
             }
         }
 #if WIDE_INTEGER
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < rows; r++) {
             const vf scale = (vf) spread(x + r * x_stride);
             for (int c = 0; c < vectors; c++) {
                 total[r][c] += to_float(acc[r][c]) * (scale * load(panel + c * VECTOR_BYTES));
@@ -112,7 +112,7 @@ INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel,
         }
 #endif
     }
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < rows; r++) {
         for (int c = 0; c < vectors; c++) {
             store(sums + r * sums_stride + c * LANES, total[r][c]);
         }

@@ -6,8 +6,6 @@
 #include <string.h>
 
 typedef int16_t vh __attribute__((vector_size(2 * LANES)));
-typedef uint16_t vhu __attribute__((vector_size(2 * LANES)));
-typedef int8_t vb __attribute__((vector_size(LANES)));
 
 INLINE vf load(const void * p) {
     vf x;

@@ -25,13 +25,6 @@ INLINE float half_at(const void * p) {
     return halves_to_floats(splat_int(half))[0];
 }
 
-/* LANES unsigned 16-bit integers. */
-INLINE vi load_halves(const void * p) {
-    vhu x;
-    memcpy(&x, p, sizeof x);
-    return __builtin_convertvector(x, vi);
-}
-
 static void f16_to_float(float * out, const char * in, int n) {
     int i = 0;
     for (; i + LANES <= n; i += LANES) {
@@ -62,9 +55,7 @@ static void q8_0_to_float(float * out, const char * in, int n) {
     for (int i = 0; i < n; i += 32, in += 34) {
         const vf scale = splat(half_at(in));
         for (int j = 0; j < 32; j += LANES) {
-            vb q;
-            memcpy(&q, in + 2 + j, sizeof q);
-            store(out + i + j, scale * to_float(__builtin_convertvector(q, vi)));
+            store(out + i + j, scale * to_float(load_bytes(in + 2 + j)));
         }
     }
 }
@@ -133,7 +124,7 @@ struct weight_type {
     int block, block_bytes;
     void (*to_float)(float * out, const char * in, int n);
     void (*to_bytes)(struct byte_row * out, const char * in, int n);
-    int flush; /* with bytes: steps whose sums fit 16 bits, 4 * flush * 127 * largest q < 2^15; 0: no minimum */
+    int flush; /* with bytes: steps whose sums fit 16 bits, 2 * flush * 128 * largest q < 2^15; 0: no minimum */
 };
 
 static const struct weight_type * weight_type(int type) {
@@ -163,9 +154,9 @@ static int takes(int type) {
 #define BYTE_DEPTH_BYTES (DEPTH / BYTE_BLOCK * BYTE_PANEL_BYTES)
 #define PANEL_BYTES (WIDE_DEPTH_BYTES > BYTE_DEPTH_BYTES ? WIDE_DEPTH_BYTES : BYTE_DEPTH_BYTES)
 
-/* Rows [first, first + rows) and inputs [k, k + n) of W to a panel; rows past the end are 0. */
-static void pack_weights(char * panel, const struct weight_type * kind, const struct ggml_tensor * w, int64_t first,
-                         int rows, int64_t k, int n) {
+/* Rows [first, first + rows) and inputs [k, k + n) of W to a panel of bytes or a wide one; rows past the end are 0. */
+static void pack_weights(char * panel, const struct weight_type * kind, int bytes, const struct ggml_tensor * w,
+                         int64_t first, int rows, int64_t k, int n) {
     union {
         struct wide wide[PANEL][DEPTH / WIDE_BLOCK];
         struct byte_row bytes[PANEL];
@@ -174,16 +165,16 @@ static void pack_weights(char * panel, const struct weight_type * kind, const st
     for (int i = 0; i < PANEL; i++) {
         const char * row = (const char *) w->data + (first + i) * (int64_t) w->nb[1] + k / kind->block * kind->block_bytes;
         if (i >= rows) {
-            memset(kind->to_bytes ? (void *) &packed.bytes[i] : (void *) packed.wide[i], 0,
-                   kind->to_bytes ? sizeof packed.bytes[i] : sizeof packed.wide[i]);
-        } else if (kind->to_bytes) {
+            memset(bytes ? (void *) &packed.bytes[i] : (void *) packed.wide[i], 0,
+                   bytes ? sizeof packed.bytes[i] : sizeof packed.wide[i]);
+        } else if (bytes) {
             kind->to_bytes(&packed.bytes[i], row, n);
         } else {
             kind->to_float(values, row, n);
             put_wide_row(packed.wide[i], values, n);
         }
     }
-    if (!kind->to_bytes) {
+    if (!bytes) {
         pack_wide(panel, packed.wide[0], DEPTH / WIDE_BLOCK, (n + WIDE_BLOCK - 1) / WIDE_BLOCK, VECTORS);
         return;
     }
