@@ -209,8 +209,8 @@ class Fast:
     def _format(self, name: str) -> Format:
         """The format of activations that a linear layer takes.
 
-        The merger's errors reach the embeddings undamped, and it is a hundredth of the work: its 8-bit weights
-        are multiplied with activations of 13 bits.
+        The merger's errors reach the embeddings undamped, and it is a hundredth of the work: its 8-bit
+        weights are multiplied with activations of 13 bits.
         """
         if not name:
             return Format.F32

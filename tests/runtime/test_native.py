@@ -29,8 +29,8 @@ TYPES = [
     ggml.Type[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 ]  # those that the kernels take
 on_every_level = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
-# rounding of a value, in parts of the largest of its block: half a step of the format; a byte that is nearly the
-# largest value of its block with the other sign may be cut by a whole one
+# rounding of a value, in parts of the largest of its block: half a step of the format; a byte that is nearly
+# the largest value of its block with the other sign may be cut by a whole step
 STEP = {"bytes": 1 / 128, "integers": 1 / 5792 / 2, "bf16": 2.0**-8, "float": 2.0**-24}
 
 Input = tuple[ggml.Type, tuple[int, ...], NDArray[Any]]
