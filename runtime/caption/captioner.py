@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from qvl.runtime.errors import Cancelled
 from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.llama.vocab import Vocab
 from qvl.runtime.prompt.chatml import ChatTemplate
+from qvl.runtime.prompt.messages import Turn, VisionChunk
 from qvl.runtime.prompt.rules import Vision
 from qvl.runtime.vision.preprocess import Preprocessor
 
@@ -186,12 +187,11 @@ class BatchCaptioner:
 
     def _units(self, job: CaptionJob) -> list[Unit]:
         """The prompt, with the picture as it was prepared."""
-        texts = [{"type": "text", "text": text} if text else None for text in (job.before, job.after)]
-        parts = [part for part in (texts[0], {"type": job.kind, job.kind: job.frames}, texts[1]) if part]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        content = [part for part in (job.before, VisionChunk(job.kind, job.key), job.after) if part]
+        turns = [Turn.of("user", content)]
         if self.request.system is not None:
-            messages.insert(0, {"role": "system", "content": self.request.system})
-        return [*self._template.units(messages, lambda _: self._place(job)), *self._start]
+            turns.insert(0, Turn.of("system", self.request.system))
+        return [*self._template.units(turns, lambda _: self._place(job)), *self._start]
 
     def _place(self, job: CaptionJob) -> list[str | VisionUnit]:
         preprocessor = self._preprocessor

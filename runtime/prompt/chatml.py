@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from qvl.runtime.errors import PromptError
-from qvl.runtime.prompt.messages import Message, VisionChunk, nonempty, parse_turn
+from qvl.runtime.prompt.messages import Message, Turn, VisionChunk, nonempty, parse_turn
 from qvl.runtime.prompt.positions import Span
 from qvl.runtime.prompt.rules import PromptRules
 from qvl.runtime.prompt.sandbox import ChatTemplateError, CompiledTemplate
@@ -82,7 +82,7 @@ class ChatTemplate:
 
     def units(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Turn],
         place: Callable[[VisionChunk], Sequence[str | U]],
         *,
         complete: bool = True,
@@ -98,7 +98,8 @@ class ChatTemplate:
                 `{"type": "image", "image"}`, `{"type": "video", "video"}`, kept in order. OpenAI's
                 `image_url` with a data: or file: URL is understood as well. Beside "image" may stand
                 min_pixels and max_pixels, beside "video" the fields of `VideoOptions`. An assistant's
-                message may have "tool_calls" and "reasoning_content", and "tool" is a role.
+                message may have "tool_calls" and "reasoning_content", and "tool" is a role. A `Turn` is taken
+                as it is.
             place: what a picture or video becomes: text in which control tokens stand by name, and whatever
                 stands for its embeddings.
             complete: end with the header of the assistant's reply. False leaves the last message open,

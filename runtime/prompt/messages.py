@@ -37,7 +37,7 @@ class VisionChunk:
 
     Attributes:
         source: what the message gave: a path, bytes, a PIL image, an array; for videos see `vision.video`.
-        options: how to look at it, as the message gave it beside the source ("max_pixels", "fps", …).
+        options: its bounds and sampling, as the message gave them beside the source ("max_pixels", "fps", …).
     """
 
     kind: VisionKind
@@ -58,8 +58,16 @@ class Turn:
     parts: tuple[str | VisionChunk, ...]
     message: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, role: str, content: str | Sequence[str | VisionChunk], **extra: Any) -> Turn:
+        """A message of text, pictures and videos; `extra` is for the chat template."""
+        if isinstance(content, str):
+            return cls(role, (content,), {"role": role, "content": content, **extra})
+        parts = tuple(content)
+        return cls(role, parts, {"role": role, "content": [_as_template(part) for part in parts], **extra})
 
-def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
+
+def nonempty(messages: Sequence[Message | Turn]) -> Sequence[Message | Turn]:
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise PromptError(
             f"messages are {type(messages).__name__} {shown(messages)}, expected a list with at least one",
@@ -68,12 +76,14 @@ def nonempty(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-def parse_turn(i: int, message: Message) -> Turn:
-    """The i-th message of a conversation.
+def parse_turn(i: int, message: Message | Turn) -> Turn:
+    """The i-th message of a conversation, checked.
 
     Raises:
         PromptError: it has another shape.
     """
+    if isinstance(message, Turn):
+        return message
     called = isinstance(message, Mapping) and message.get("tool_calls")
     if not isinstance(message, Mapping) or "role" not in message or not (called or "content" in message):
         raise PromptError(f"message {i} is {shown(message)}, expected role and content")
@@ -82,12 +92,10 @@ def parse_turn(i: int, message: Message) -> Turn:
         raise PromptError(f"message {i} has role {shown(role)}, expected one of {', '.join(ROLES)}")
     extra = {key: _plain_json(i, key, message[key]) for key in _EXTRA if message.get(key) is not None}
     if isinstance(content, str) or (content is None and called):
-        text = content or ""
-        return Turn(role, (text,), {"role": role, "content": text, **extra})
+        return Turn.of(role, content or "", **extra)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PromptError(f"message {i}: content is {type(content).__name__}, expected a string or a list")
-    parts = tuple(_parts(i, content))
-    return Turn(role, parts, {"role": role, "content": [_as_template(part) for part in parts], **extra})
+    return Turn.of(role, tuple(_parts(i, content)), **extra)
 
 
 def question_of(messages: Sequence[Message]) -> str:
