@@ -41,7 +41,7 @@ class QvlError(Exception):
 
 
 class InputError(QvlError, ValueError):
-    """What the caller passed cannot be used."""
+    """An argument that cannot be used."""
 
 
 class ImageError(InputError):

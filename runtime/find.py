@@ -1,4 +1,4 @@
-"""Which files a model is made of: a text GGUF and its mmproj."""
+"""Finds the files of a model: a text GGUF and its mmproj."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
 
 
 def default_model() -> str | Path:
-    """What QVL_MODEL names, else the embedded model."""
+    """The model that QVL_MODEL names, else the embedded one."""
     return os.environ.get(VARIABLE) or embedded_model()
 
 
@@ -125,7 +125,7 @@ def _gguf_files(folder: Path) -> list[Path]:
 
 
 def _is_mmproj(path: Path) -> bool:
-    """Whether a file is an image encoder, by what it says; by its name where it says nothing."""
+    """True if a file is an image encoder by its metadata, or without any by its name."""
     kind = file_kind(path)
     if kind is None or not kind.architecture:
         return "mmproj" in path.name.lower() and kind is None
@@ -133,7 +133,7 @@ def _is_mmproj(path: Path) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file may be a decoder: no image encoder, importance matrix, adapter or vocabulary."""
+    """True if a file may be a decoder: no image encoder, importance matrix, adapter or vocabulary."""
     kind = file_kind(path)
     if kind is None:  # damaged, or no GGUF file at all: to be named by what opens it
         return not _is_mmproj(path)

@@ -216,7 +216,7 @@ class Model(Unpicklable):
 
     @property
     def has_vision(self) -> bool:
-        """Whether there is an image encoder."""
+        """True if there is an image encoder."""
         return self._vision is not None
 
     def session(self, *, n_ctx: int | None = None, slots: int = 1) -> Session:
@@ -247,7 +247,7 @@ class Model(Unpicklable):
         return self._store
 
     def embedder(self) -> EmbeddingStore:
-        """What makes embeddings of prepared pictures and keeps none; for an `Engine` on a context.
+        """An embedder of prepared pictures that keeps none; for an `Engine` on a context.
 
         Raises:
             InputError: the model was opened without an image encoder.

@@ -71,7 +71,7 @@ class _MemoryStatus(ctypes.Structure):
 
 
 def _windows_free_memory() -> int:
-    """What GlobalMemoryStatusEx calls available physical memory; 0 if it fails."""
+    """Available physical memory by GlobalMemoryStatusEx; 0 if it fails."""
     status = _MemoryStatus(dwLength=ctypes.sizeof(_MemoryStatus))
     windll: Any = getattr(ctypes, "windll")  # noqa: B009 - there on Windows alone
     return int(status.ullAvailPhys) if windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 0

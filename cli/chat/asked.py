@@ -1,4 +1,4 @@
-"""Gathers what one command line asks: pictures and videos, and the question about them."""
+"""Gathers the pictures, videos and question of a command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qvl.runtime.vision.kind import Kind, kind_of
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks; without a question it begins a conversation."""
+    """Attachments and question of a command line; without a question it begins a conversation."""
 
     attachments: list[Attachment]
     question: str | None
@@ -66,7 +66,7 @@ def gather(
 
 
 def _kind(word: str) -> Kind | None:
-    """Whether an argument is a picture or a video; None for a question."""
+    """True if an argument is a picture or a video; None for a question."""
     if is_pipe(word):
         return "image"
     path = expanded(word)

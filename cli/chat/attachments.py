@@ -54,7 +54,7 @@ class Attachment:
     """A picture or a video that goes into the next message.
 
     Attributes:
-        options: how to look at it, by the names of the message part: ("fps", 1.0).
+        options: bounds and sampling, by the names of the message part: ("fps", 1.0).
     """
 
     path: Path
@@ -154,7 +154,7 @@ def _spaced(path: Path) -> Path | None:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is a web address."""
+    """True if a text is a web address."""
     return re.match(r"https?:/", text) is not None
 
 
@@ -182,7 +182,7 @@ def extract(message: str) -> tuple[str, list[Attachment]]:
 
 
 def _mention(message: str, start: int) -> tuple[int, Path, Kind] | None:
-    """Where the path that begins here ends, the file, and what it is; None if none begins here."""
+    """End, file and kind of the path that begins here; None if none does."""
     for text in _readings(message, start):
         path = Path(clean_path(text))
         if not _is_file(path):
@@ -194,7 +194,7 @@ def _mention(message: str, start: int) -> tuple[int, Path, Kind] | None:
 
 
 def _readings(message: str, start: int) -> Iterator[str]:
-    """What a path that begins here could be, the longest first where it has unescaped spaces."""
+    """Candidates for the path that begins here, the longest first where it has unescaped spaces."""
     if quoted := _QUOTED.match(message, start):
         yield quoted[0]
     if _ROOTED.match(message, start):
@@ -220,7 +220,7 @@ def unmet(message: str, names: Collection[str]) -> list[str]:
 
 
 def _ends_a_name(word: str, names: Collection[str]) -> bool:
-    """Whether the word is the end of a name with spaces: "star.png" of "my red star.png"."""
+    """True if the word is the end of a name with spaces: "star.png" of "my red star.png"."""
     return any(name.endswith(f" {Path(word).name.lower()}") for name in names)
 
 
@@ -240,6 +240,6 @@ def lone_path(line: str) -> Path | None:
 
 
 def looks_like_path(line: str) -> bool:
-    """Whether a line that begins with "/" begins with a path rather than with a command."""
+    """True if a line that begins with "/" begins with a path rather than with a command."""
     word = line.split(maxsplit=1)[0]
     return "/" in word[1:] or kind_of(Path(word)) is not None or is_there(Path(clean_path(word)))

@@ -111,7 +111,7 @@ class Conversation:
         self.reply, self.boxes, self.problems = reply, list(reply.boxes), list(reply.problems)
 
     def _reply_message(self, reply: Reply) -> Message:
-        """What the model wrote; with boxes or problems also the readable text and the boxes in pixels."""
+        """The text as the model wrote it; with boxes or problems also the readable text and the boxes."""
         message: Message = {"role": "assistant", "content": reply.raw}
         if reply.boxes or reply.problems:
             message |= {"shown": reply.text, "boxes": [self.box_json(box) for box in reply.boxes]}
@@ -149,7 +149,7 @@ class Conversation:
     # attaching -------------------------------------------------------------------------------------
 
     def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
-        """Attach to the next message, and begin to look at it in the background."""
+        """Attach to the next message, and begin to encode it in the background."""
         self._eager.cancel()
         self.pending += attachments
         if look_ahead:
@@ -168,7 +168,7 @@ class Conversation:
         )
 
     def detach(self, name: str | None = None) -> list[Attachment]:
-        """Take back what is attached to the next message: all of it, or what has this name.
+        """Drop the attachments of the next message: all of them, or those of this name.
 
         Raises:
             InputError: nothing is attached, or nothing of this name.

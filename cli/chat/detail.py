@@ -116,7 +116,7 @@ class DetailPolicy:
         return _plan(path, path.stat().st_mtime_ns, preprocessor, options)
 
     def is_shrunk(self, attachment: Attachment) -> bool:
-        """Whether it is bounded below its full size."""
+        """True if it is bounded below its full size."""
         return any(name in ("max_pixels", "total_pixels") for name, _ in attachment.options)
 
     def describe(self, attachment: Attachment) -> str:

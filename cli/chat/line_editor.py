@@ -17,7 +17,7 @@ _ESCAPED: Final = " \t'\"()[]{}&;<>|*?$`\\!#"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Choices: TypeAlias = Callable[[], Iterable[str]]
-"""What the argument of a command can be; None for paths."""
+"""Gives the possible arguments of a command; None for paths."""
 
 
 class LineReader:
@@ -99,7 +99,7 @@ class LineReader:
         return "\n".join(lines).strip("\n")
 
     def confirms(self, question: str) -> bool:
-        """Whether the user answers yes; never where nobody can answer."""
+        """True if the user answers yes; never where nobody can answer."""
         if not sys.stdin.isatty():
             return False
         try:
@@ -138,7 +138,7 @@ class LineReader:
         return self._matches[state] if state < len(self._matches) else None
 
     def completions(self, line: str) -> list[str]:
-        """What the last word of a line could become: a command, its argument, or a path."""
+        """Completions of the last word of a line: a command, its argument, or a path."""
         word = last_word(line)
         before = line[: len(line) - len(word)].strip()
         if not before and word.startswith("/"):

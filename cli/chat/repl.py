@@ -97,7 +97,7 @@ class Repl:
         return f"[{names}] {PROMPT}" if names else PROMPT
 
     def handle(self, line: str) -> None:
-        """Do what one message or command says.
+        """Carry out a message or a command.
 
         Raises:
             InputError: a command that is refused, or a message about a picture that cannot be attached: it is
@@ -215,7 +215,7 @@ class Repl:
             self.out.dim(f"(cut off after {n} tokens; -n, or /set max_tokens, makes room for more)")
 
     def _stage(self, stage: str, share: float) -> str:
-        """What the model is doing, in words."""
+        """Label of a stage for the progress bar."""
         if stage != "encode":
             return "reading the frames" if stage == "frames" else "reading"
         n_layer = self.conversation.model.vision.config.n_layer

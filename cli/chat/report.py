@@ -1,4 +1,4 @@
-"""What a reply cost, for people and for scripts."""
+"""Cost of a reply, as text and as JSON."""
 
 from __future__ import annotations
 

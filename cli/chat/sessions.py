@@ -19,7 +19,7 @@ LAST: Final = "last"
 
 @dataclass(frozen=True)
 class Saved:
-    """What a session file holds.
+    """Content of a session file.
 
     Attributes:
         messages: in the shape of OpenAI and HF, pictures by absolute path. A reply with boxes has its
@@ -33,7 +33,7 @@ class Saved:
 
 
 def session_path(name: str) -> Path:
-    """Where a session is kept: a path as it is, a bare name in the state folder."""
+    """Path of a session: a path as it is, a bare name in the state folder."""
     path = expanded(name)
     if path.name and not is_portable(path.name):
         raise InputError(f"{name!r} cannot be a file's name on every system", hint="use letters and digits")

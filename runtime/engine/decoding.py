@@ -1,4 +1,4 @@
-"""Batches through the decoder: what all slots have to read, and the next token of every reply."""
+"""Decodes batches: the unread units of all slots, and the next token of every reply."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ class Decoding:
 
 
 def _is_there(slot: Slot, vectors: Vectors) -> bool:
-    """Whether the head of its queue can be read: text, or a picture that was encoded."""
+    """True if the head of its queue can be read: text, or a picture that was encoded."""
     head = slot.queue[0]
     return isinstance(head, int) or head.key in vectors
 
 
 def _writes(slot: Slot) -> bool:
-    """Whether its job has read the prompt."""
+    """True if its job has read the prompt."""
     return slot.sample is not None and bool(slot.sample.tokens)

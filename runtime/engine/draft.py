@@ -13,7 +13,7 @@ from qvl.runtime.grounding.readable import ReadableReply
 
 @dataclass(eq=False)
 class Draft:
-    """What becomes a `Reply`.
+    """A reply under way, which becomes a `Reply`.
 
     Attributes:
         read_seconds: spent on the messages before there was a job.

@@ -36,7 +36,7 @@ EncodingSteps: TypeAlias = Generator[float, None, Encoded]
 
 
 class Embedder(Protocol):
-    """What makes embeddings (`qvl.runtime.engine.store.EmbeddingStore`)."""
+    """Makes embeddings (`qvl.runtime.engine.store.EmbeddingStore`)."""
 
     def encode_steps(self, units: Sequence[VisionUnit]) -> EncodingSteps:
         """Embeddings of units, each of them once."""
@@ -47,7 +47,7 @@ class Encodings:
 
     Attributes:
         vectors: embeddings by the key of their unit.
-        share: how much of what is in the encoder is done; None when nothing is.
+        share: fraction done of the pictures in the encoder; None when there are none.
     """
 
     def __init__(self, embedder: Embedder) -> None:

@@ -75,12 +75,12 @@ class Engine(Unpicklable):
 
     @property
     def busy(self) -> bool:
-        """Whether there are jobs that have not ended."""
+        """True if there are jobs that have not ended."""
         return bool(self._waiting or self._ended or self._slots.busy)
 
     @property
     def encoding(self) -> float | None:
-        """How much of the pictures in the encoder is done; None when there are none."""
+        """Fraction done of the pictures in the encoder; None when there are none."""
         return self._encoding.share
 
     def check_process(self) -> None:
@@ -238,7 +238,7 @@ class Engine(Unpicklable):
     # pictures --------------------------------------------------------------------------------------
 
     def _encode(self) -> bool:
-        """Encode some of what is needed; False when nothing is."""
+        """Encode some of the pictures that are needed; False when there are none."""
         wanted: dict[Job, list[VisionUnit]] = {}
         for slot in self._slots.reading:
             units = [unit for unit in slot.queue if isinstance(unit, VisionUnit)]

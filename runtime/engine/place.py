@@ -16,7 +16,7 @@ Source = Callable[[], Patches]
 
 
 def placed(layout: Layout, vision: Vision, key: str, source: Source | None = None) -> list[str | VisionUnit]:
-    """What a picture or video becomes in a prompt: text, and a unit for each span.
+    """The text and units that stand in a prompt for a picture or video, one unit for each span.
 
     A video of several spans is cut between its frame pairs, which the image encoder sees by themselves; each
     part is encoded, and kept, like a picture of its own.

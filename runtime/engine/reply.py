@@ -18,7 +18,7 @@ StageProgress: TypeAlias = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token was, before any sampler changed its odds.
+    """Log probability of a token, before any sampler changed it.
 
     Attributes:
         top: the likeliest tokens with their log probabilities, best first.
@@ -211,7 +211,7 @@ class Stream(Unpicklable, Iterator[Piece]):
 
     @property
     def dropped_messages(self) -> int:
-        """How many of the oldest messages are not read; known once there is a piece."""
+        """Number of the oldest messages that are left out; known once there is a piece."""
         return self._draft.dropped_messages
 
     def cancel(self) -> None:
@@ -219,7 +219,7 @@ class Stream(Unpicklable, Iterator[Piece]):
         self._draft.cancel()
 
     def result(self) -> Reply:
-        """The finished reply; what is still missing of it is made first.
+        """The finished reply; waits for its end.
 
         Raises:
             QvlError: what stopped it.

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what comes of it."""
+"""Requests to the engine, and the jobs and samples that come of them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Job:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a piece to take, or no more will come."""
+        """True if there is a piece to take, or no more will come."""
         return self.done or any(sample.pieces for sample in self.samples)
 
     def cancel(self) -> None:

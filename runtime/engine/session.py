@@ -153,7 +153,7 @@ class Session(Unpicklable):
         self.engine.clear()
 
     def close(self) -> None:
-        """Free the context; what is under way is called off. Doing it twice is harmless."""
+        """Free the context and cancel replies under way. Doing it twice is harmless."""
         self.engine.close()
 
     # -- the reply

@@ -44,12 +44,12 @@ class Slot:
 
     @property
     def free(self) -> bool:
-        """Whether it has no job."""
+        """True if it has no job."""
         return self.job is None
 
     @property
     def plan(self) -> Sequence[Unit]:
-        """What it holds once its queue has been read."""
+        """Units that it holds once its queue has been read."""
         return [*self.units, *self.queue] if self.queue else self.units
 
     @property
@@ -140,7 +140,7 @@ class Slots:
         self._context.remove(target.sequence, target.position)
 
     def reusable(self, slot: Slot, units: Sequence[Unit], most: int) -> int:
-        """How many of the units a slot holds, or will hold, and can give; `most` at most."""
+        """Number of the units, at most `most`, that a slot holds or will hold and can share."""
         if self.can_cut:
             return min(common_prefix(slot.plan, units), most)
         whole = 0 < len(slot.units) <= most and not slot.rows
@@ -161,7 +161,7 @@ class Slots:
             most: units of the prompt that may be taken from the cache.
 
         Returns:
-            None where slots or cells are short. In the first slot's queue is what is left to read; it may
+            None where slots or cells are short. The first slot's queue holds the unread rest; it may
             have a leader. The others are empty, and are to become copies of it.
         """
         free = self.free

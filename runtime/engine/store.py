@@ -33,7 +33,7 @@ _MAX_UNITS: Final = 4096
 
 
 class VisionBackend(Protocol):
-    """What makes embeddings (`qvl.runtime.model` has it over the encoder)."""
+    """Makes embeddings of pictures and videos (`qvl.runtime.vision.backend`)."""
 
     merge_size: int
     token_pixels: int
@@ -81,7 +81,7 @@ class EmbeddingStore(Unpicklable):
         """Begin to encode in a thread; whoever uses the store next waits for its end.
 
         Args:
-            wanted: says what is likely to be asked about; called in the thread.
+            wanted: gives the pictures that the next prompt is likely to have; called in the thread.
         """
 
         def work() -> None:
@@ -97,7 +97,7 @@ class EmbeddingStore(Unpicklable):
         self._thread.start()
 
     def close(self) -> None:
-        """Call off what is encoded ahead."""
+        """Stop encoding ahead."""
         self._called_off.set()
         self._settle()
 
@@ -107,7 +107,7 @@ class EmbeddingStore(Unpicklable):
             self._thread = None
 
     def place(self, chunk: VisionChunk, progress: Watch | None = None) -> list[str | VisionUnit]:
-        """What stands in a prompt for a picture or video; it is read, but not yet encoded.
+        """The text and units of a picture or video in a prompt; it is read, but not yet encoded.
 
         Args:
             progress: of the frames of a video.
@@ -247,7 +247,7 @@ def run(steps: EncodingSteps, progress: Watch | None = None) -> Encoded:
 
 
 def source_key(chunk: VisionChunk) -> str:
-    """What identifies a source: a file by path, size and time, without reading it; data by its content."""
+    """Key of a source: path, size and time of a file, which is not read; a hash of data."""
     digest = hashlib.blake2b(f"{chunk.kind} {chunk.options}".encode(), digest_size=16)
     _add(digest, chunk.source)
     return digest.hexdigest()

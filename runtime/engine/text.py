@@ -29,7 +29,7 @@ class ReplyText:
         return text
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         text = "" if self.cut else self._stops.feed(self._decoder.finish())[0] + self._stops.finish()
         self.text += text
         return text
@@ -56,7 +56,7 @@ class StopStrings:
         return held[: len(held) - keep], False
 
     def finish(self) -> str:
-        """What was held back, now that nothing follows."""
+        """The text that was held back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
 

@@ -30,7 +30,7 @@ class UnitSpan(Protocol):
 
     @property
     def advance(self) -> int:
-        """How far the position moves over it."""
+        """Advance of the position over it."""
 
     def positions(self, start: int) -> NDArray[np.int32]:
         """int32 [rows, n_tokens], when it begins at position `start`."""
@@ -67,7 +67,7 @@ def n_cells(units: Iterable[Unit]) -> int:
 
 
 def n_positions(units: Iterable[Unit]) -> int:
-    """How far the position moves over the units."""
+    """Advance of the position over the units."""
     return sum(1 if isinstance(unit, int) else unit.span.advance for unit in units)
 
 

@@ -1,8 +1,8 @@
-"""A conversation that has outgrown the context: which of its messages are still read.
+"""Fits a conversation into the context: drops its oldest turns once it is full.
 
-The oldest turns go, whole turns only, and never the system prompt or the last question. More go than must,
-so that not every turn that follows has to read everything again; and what is gone stays gone while the
-conversation goes on, so that the cache's prefix holds.
+Whole turns go, never the system prompt or the last question. More are dropped than needed, so that the next
+turns do not each prefill everything again; and dropped turns stay dropped while the conversation continues,
+so that the KV cache's prefix holds.
 """
 
 from __future__ import annotations

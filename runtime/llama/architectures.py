@@ -66,7 +66,7 @@ class TextHparams:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What llama.cpp runs under a name.
+    """An architecture that llama.cpp runs.
 
     Attributes:
         layer: name and shape, rows first, of the tensors of each layer, without "blk.N.".
@@ -101,7 +101,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Key:
-    """What a key may hold: one value, never a list.
+    """Type and bounds of a key: one value, never a list.
 
     Attributes:
         kind: int, float, bool or str.
@@ -117,7 +117,7 @@ class Key:
     required: bool = False
 
     def accepts(self, value: object) -> bool:
-        """Whether a value is of the kind and in bounds."""
+        """True if a value is of the kind and in bounds."""
         if type(value) is not self.kind or (self.choices and value not in self.choices):
             return False
         if isinstance(value, float):

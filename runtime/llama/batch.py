@@ -1,4 +1,4 @@
-"""What goes through the model in one call, and the C structure of it."""
+"""Batches for one call of the decoder, and their C structure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Outputs: TypeAlias = Literal["none", "last", "all"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of llama_decode takes.
+    """Input of one call of llama_decode.
 
     Attributes:
         tokens: int32 [n], or None.

@@ -1,4 +1,4 @@
-"""What a text GGUF must hold before llama.cpp may open it.
+"""Checks of a text GGUF's header before llama.cpp opens it.
 
 llama.cpp answers some damage with an exception and some with an assertion that ends the process, or reads
 beyond an array. So everything its loader and its graph take for granted is checked here, on the header
@@ -15,7 +15,7 @@ from qvl.runtime.ggml.library import Type
 from qvl.runtime.llama.architectures import ARCHITECTURES, KEYS, MAX_SIZE, Architecture, Key, TextHparams
 from qvl.runtime.llama.vocab import END_TOKENS
 
-# arrays that are looked at here; the merges, as long as the tokens, llama.cpp checks well enough
+# arrays that are checked here; the merges, as long as the tokens, llama.cpp checks well enough
 ARRAYS: Final = (
     *(f"{name}.{key}" for name in ARCHITECTURES for key in (*KEYS, "rope.dimension_sections")),
     "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", END_TOKENS,
@@ -119,7 +119,7 @@ def _check_sizes(gguf: GGUFFile, h: TextHparams, values: dict[str, Any]) -> None
         heads = f"{h.n_embd} wide, {h.n_head} heads, {h.n_head_kv} of them for keys"
         raise _error(gguf, f"{heads}: these do not divide")
     expected: dict[str, float] = {
-        # llama.cpp takes embedding_length / head_count for what is missing, of keys and values alike
+        # llama.cpp takes embedding_length / head_count for a missing length, of keys and values alike
         "attention.key_length": h.head_dim if values["attention.value_length"] else shared,
         "attention.value_length": h.head_dim,
         "rope.dimension_count": h.head_dim,

@@ -1,4 +1,4 @@
-"""What llama.cpp would allocate for a context, found without allocating it.
+"""Memory that llama.cpp would allocate for a context, found without allocating it.
 
 llama.cpp can go through the motions of loading (`no_alloc`): it plans every buffer and reads no weight.
 Its C interface does not tell the sizes, its log does, so they are read there. The log's format is that of
@@ -50,7 +50,7 @@ class TextMemory:
 
 
 def text_memory(path: str | Path, *, n_ctx: int, n_batch: int = 512, n_outputs_max: int = 1) -> TextMemory:
-    """What the decoder takes on the CPU with a context of n_ctx cells.
+    """Memory of the decoder on the CPU with a context of n_ctx cells.
 
     Raises:
         GGUFError: not a text GGUF of a known architecture, or damaged.

@@ -112,7 +112,7 @@ class LlamaModel(Unpicklable):
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process loaded it; False in a forked child."""
+        """True if this process loaded it; False in a forked child."""
         return self._files[0].is_ours
 
     def check_process(self) -> None:

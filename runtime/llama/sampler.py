@@ -50,7 +50,7 @@ _BOUNDS: Final = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The samplers apply in the order of the attributes, temperature last.
+    """Sampling settings. The samplers apply in the order of the attributes, temperature last.
 
     Attributes:
         repeat_penalty: divides the logits of tokens already in the reply; 1 is off.
@@ -228,7 +228,7 @@ class Sampler:
         return candidates.chosen()
 
     def _is_malformed(self, token: int) -> bool:
-        """Whether a token would make a character that UTF-8 does not have, which the grammar lets pass."""
+        """True if a token would make a character that UTF-8 does not have, which the grammar lets pass."""
         return _MALFORMED.search(self._last_byte + self._vocab.piece(token)) is not None
 
     def _allowed(self, token: int) -> bool:

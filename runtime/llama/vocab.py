@@ -132,6 +132,6 @@ class IncrementalText:
         return self._decode(self._vocab.piece(token))
 
     def finish(self) -> str:
-        """Nothing: what is left are bytes of a character that was cut short, which nobody could read."""
+        """Empty text: the rest are bytes of a character that was cut short."""
         self._decode(b"", True)
         return ""

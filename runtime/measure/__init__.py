@@ -1,1 +1,1 @@
-"""What a model's files cost and are worth: calibration, comparison with a reference, memory."""
+"""Measurements of a model's files: calibration, comparison with a reference, memory, speed."""

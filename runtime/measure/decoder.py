@@ -54,7 +54,7 @@ class Decoder:
             position += 1
 
     def logits(self, units: Sequence[Unit], vectors: Vectors, reply: Sequence[int]) -> NDArray[np.float32]:
-        """What is said of each token of a reply, given the prompt and the tokens before it.
+        """Logits for each token of a reply, given the prompt and the tokens before it.
 
         Returns:
             float32 [len(reply), n_vocab].

@@ -1,4 +1,4 @@
-"""How far two models' words lie apart, in figures."""
+"""Divergence of two models' predictions: KL divergence, agreement, perplexity."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _NO_INSTRUCTIONS: Final = ("OPENMP", "REPACK", "LLAMAFILE", "KLEIDIAI", "ACCELER
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes.
+    """A processor or device.
 
     Attributes:
         cores: physical ones that this process may use.

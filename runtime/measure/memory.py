@@ -40,7 +40,7 @@ class Memory:
 
     @property
     def model(self) -> int:
-        """What the model adds to the process."""
+        """Memory that the model adds to the process."""
         return self.text.total + self.vision_weights + self.vision_compute + self.picture
 
     @property
@@ -55,7 +55,7 @@ def predict_memory(
     image_size: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> Memory:
-    """What a model takes.
+    """Predicted memory of a model.
 
     Args:
         n_ctx: cells of the context.

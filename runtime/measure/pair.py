@@ -52,7 +52,7 @@ class Question:
 
 
 class Subject(Protocol):
-    """What can be compared: a pair of files, or another program's model."""
+    """A model to compare: a pair of files, or another program's."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Subject(Protocol):
         """The likeliest reply, with its end token."""
 
     def logits(self, units: Sequence[Unit], vectors: Vectors, reply: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [len(reply), n_vocab]: what is said of each token of the reply."""
+        """Logits for each token of the reply, float32 [len(reply), n_vocab]."""
 
 
 class Pair:

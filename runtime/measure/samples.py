@@ -1,4 +1,4 @@
-"""What models are measured and calibrated on: pictures with questions, and text."""
+"""Data to measure and calibrate models on: pictures with questions, and text."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def find_pictures(place: Path) -> list[Path]:
 
 
 def _is_picture(path: Path, place: Path) -> bool:
-    """Whether a file below a folder is a picture by its name; hidden ones and a system's are left out."""
+    """True if a file below a folder is a picture by its name; hidden ones and a system's are left out."""
     parts = path.relative_to(place).parts
     own = all(not part.startswith(".") and part.casefold() not in SYSTEM_FOLDERS for part in parts)
     return own and path.suffix.lower() in SUFFIXES

@@ -1,7 +1,7 @@
-"""How fast a model runs on this machine: looking, reading, writing, and the wait for a first token.
+"""Speed of a model on this machine: encoding, prefill, generation, and the wait for a first token.
 
-Reading and writing are measured as llama-bench does (tools/llama-bench): a prompt of n tokens into an empty
-cache, and n tokens one after the other from an empty cache, without sampling.
+Prefill and generation are measured as llama-bench does (tools/llama-bench): a prompt of n tokens into an
+empty cache, and n tokens one after the other from an empty cache, without sampling.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Speed:
-    """What `measure` found.
+    """Result of `measure`.
 
     Attributes:
         encode: by the picture's size after resizing: patches and seconds, cutting into patches included.
@@ -93,7 +93,7 @@ def measure(
         sizes: of pictures to encode, once where they come to the same after resizing; the first is used
             for the first token too. Needs an image encoder.
         repeat: repetitions at most.
-        progress: called with steps done, steps in all, and what is measured next.
+        progress: called with steps done, steps in all, and a label of the next.
     """
     resized = list(dict.fromkeys(_resized(model, size) for size in sizes))
     total, done = len(resized) + 2 + bool(resized), 0
@@ -121,7 +121,7 @@ def measure(
 
 
 def repeated(once: Callable[[int], float], repeat: int) -> tuple[float, ...]:
-    """What a function says that it took, called with 0, which does not count, and then with 1 to repeat."""
+    """Seconds that a function returns, called with 0 to warm up, and then with 1 to `repeat`."""
     started = time.perf_counter()
     once(0)
     seconds: list[float] = []

@@ -1,4 +1,4 @@
-"""What a model's files have lost against a reference, in all and part by part.
+"""Divergence of a model's files from a reference, in all and part by part.
 
 The reference answers every sample greedily. Then both models say, token by token, what they expect of that
 reply: on the reference's embeddings, which shows the decoder alone, and on their own, which shows both
@@ -60,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """Result of a comparison.
 
     Attributes:
         vision: error of the embeddings; None without pictures.

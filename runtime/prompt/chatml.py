@@ -41,7 +41,7 @@ Chunk: TypeAlias = TextChunk | VisionChunk
 
 
 class Tokenizer(Protocol):
-    """What a prompt needs of a vocabulary (`qvl.runtime.llama.vocab.Vocab`)."""
+    """Vocabulary, as far as prompts need it (`qvl.runtime.llama.vocab.Vocab`)."""
 
     @property
     def controls(self) -> Sequence[str]:

@@ -58,7 +58,7 @@ class TextSpan:
 
     @property
     def advance(self) -> int:
-        """How far the position moves over the span."""
+        """Advance of the position over the span."""
         return self.n
 
     def positions(self, start: int) -> NDArray[np.int32]:
@@ -107,7 +107,7 @@ class VisionSpan:
 
     @property
     def advance(self) -> int:
-        """How far the position moves over the span."""
+        """Advance of the position over the span."""
         return max(int(self.times[-1]) + 1, self.h, self.w)
 
     def positions(self, start: int) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""What a family says of its prompts: what pictures and videos become, and which tokens text may contain."""
+"""Rules of a family's prompts: the layout of pictures and videos, and the tokens that text may hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHATML: Final = (
 
 @dataclass(frozen=True)
 class Vision:
-    """What was read of a picture or video, as far as prompts depend on it.
+    """Properties of a picture or video on which a prompt depends.
 
     Attributes:
         grid: (frame pairs, rows, columns) of tokens.
@@ -62,7 +62,7 @@ class ParserFactory(Protocol):
 
 
 Layout: TypeAlias = Callable[[Vision], Sequence[str | Span]]
-"""What stands in a prompt for a picture or video: text in which control tokens are written by name, and
+"""The layout of a picture or video in a prompt: text in which control tokens are written by name, and
 spans, which take the embeddings' rows in order."""
 
 

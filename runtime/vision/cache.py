@@ -48,7 +48,7 @@ _STALE_SECONDS = 3600.0  # a temporary file of this age belongs to a process tha
 
 
 class Embedding(Protocol):
-    """What is kept: `qvl.runtime.vision.encoder.VisionEmbedding`, and `CachedEmbedding` below."""
+    """An embedding to keep: `qvl.runtime.vision.encoder.VisionEmbedding`, and `CachedEmbedding` below."""
 
     @property
     def embeddings(self) -> NDArray[np.float32]: ...
@@ -58,7 +58,7 @@ class Embedding(Protocol):
 
 @dataclass(frozen=True)
 class CachedEmbedding:
-    """What comes back.
+    """An embedding from the cache.
 
     Attributes:
         embeddings: float32 [n_tokens, n_embd], not to be written to.
@@ -71,7 +71,7 @@ class CachedEmbedding:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a cache holds, and how often it had what was asked for since it was opened."""
+    """Size of a cache, with hits and misses since it was opened."""
 
     directory: Path | None
     entries: int
@@ -158,7 +158,7 @@ class EmbeddingCache:
         return freed
 
     def stats(self) -> CacheStats:
-        """What the cache holds now."""
+        """Its size now, with hits and misses."""
         files = [size for path, size, _ in self._files() if path.suffix == _SUFFIX]
         with self._lock:
             hits = self._hits

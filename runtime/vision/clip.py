@@ -263,7 +263,7 @@ class Clip:
             expected = at + 1
 
     def _frames(self, packets: Iterator[Any], first: Any = None) -> Iterator[Any]:
-        """What the decoder makes of packets; damaged ones are left out, as players do."""
+        """Frames of packets; damaged ones are left out, as in players."""
         if first is not None:
             with contextlib.suppress(self._av.FFmpegError):
                 yield from first.decode()

@@ -20,7 +20,7 @@ _DEEP_KINDS: Final = ("a TIFF picture", "a Photoshop picture", "a JPEG 2000 pict
 
 
 def is_misread(image: Image.Image, file: IO[bytes], png: PngHeader | None) -> bool:
-    """Whether Pillow, having opened a picture, would decode other pixels than the file says."""
+    """True if Pillow, having opened a picture, would decode other pixels than the file says."""
     if png is not None:
         return png.has_transparency and (png.depth, png.color_type) == (16, 2)
     if image.format == "TIFF":
@@ -57,7 +57,7 @@ def _jpeg2000_depth(file: IO[bytes]) -> int:
 
 
 def may_be_decoded(kind: str, file: IO[bytes]) -> bool:
-    """Whether FFmpeg may read a picture of a kind that Pillow does not open.
+    """True if FFmpeg may read a picture of a kind that Pillow does not open.
 
     It takes integers of 32 bits in a TIFF for floats, so these are left out.
     """

@@ -42,7 +42,7 @@ _READING: Final = 0.1  # of a video's progress
 
 @dataclass(frozen=True)
 class VisionEmbedding:
-    """What the decoder reads in place of a picture or a video.
+    """Embeddings that the decoder reads in place of a picture or a video.
 
     Attributes:
         embeddings: float32 [n_tokens, n_embd_inp], in reading order of the merged grid; with deepstack
@@ -123,7 +123,7 @@ class VisionEncoder(Unpicklable):
 
     @property
     def precision(self) -> str:
-        """How it computes: "exact", or the name of our own kernels in use ("avx2", …)."""
+        """Arithmetic: "exact", or the name of our own kernels in use ("avx2", …)."""
         return self._layers.kernels.name if isinstance(self._layers, Fast) else "exact"
 
     def spare_threads(self, n: int) -> None:

@@ -50,7 +50,7 @@ _KINDS: Final[tuple[tuple[int, bytes, str], ...]] = (  # offset, magic, what the
     (0, b"\x00\x05\x16\x07", "a Mac's AppleDouble file of attributes, not the file itself"),
 )
 _SAVE: Final = "save it as a PNG with 8 bits a channel"
-HINTS: Final = {  # for what is no picture, or none that can be decoded here
+HINTS: Final = {  # for files that are no pictures, or none that can be decoded here
     "a HEIC picture": "install support for it: pip install 'qvl[heif]'",
     "a HEIF picture": "install support for it: pip install 'qvl[heif]'",
     "a JPEG XL picture": "install support for it: pip install 'qvl[jxl]'",

@@ -20,7 +20,7 @@ from qvl.runtime.vision.image import ImageSource, open_picture
 from qvl.runtime.vision.preprocess import Picture
 
 VideoSource: TypeAlias = str | os.PathLike[str] | Sequence[ImageSource] | NDArray[np.uint8]
-"""What stands for a video: a file, a folder of frames, frames, or uint8 [n, h, w, 3]."""
+"""A video: a file, a folder of frames, frames, or uint8 [n, h, w, 3]."""
 
 _ANIMATED = ("a GIF picture", "a PNG picture", "a WebP picture", "an AVIF picture")
 _PICTURES = frozenset(

@@ -20,7 +20,7 @@ _EPS: Final = "attention.layer_norm_epsilon"
 
 @dataclass(frozen=True)
 class HeaderKey:
-    """What a value may be.
+    """Type and bounds of a value.
 
     Attributes:
         kind: of the value, or of each item.
@@ -34,7 +34,7 @@ class HeaderKey:
     items: int | None = None
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is of this kind and within the bounds."""
+        """True if a value is of this kind and within the bounds."""
         if self.items is None:
             return self._holds_one(value)
         right_length = isinstance(value, list) and (not self.items or len(value) == self.items)

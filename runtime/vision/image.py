@@ -32,7 +32,7 @@ from qvl.runtime.vision.mend import ended_jpegs, mended_png
 from qvl.runtime.vision.pixels import note_alpha_bits, to_rgb
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
-"""What stands for a picture: a path, an encoded file's bytes, a PIL image, or uint8 [h, w, 3]."""
+"""A picture: a path, an encoded file's bytes, a PIL image, or uint8 [h, w, 3]."""
 
 MAX_SOURCE_PIXELS = 178_956_970
 """Most pixels a source may have: where Pillow itself refuses by default (512 MB of RGB)."""
@@ -330,7 +330,7 @@ def check_size(width: int, height: int, name: str, max_source_pixels: int = MAX_
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """What Pillow may decode: all that it reads itself, HEIC and JPEG XL where their extras are installed."""
+    """Formats that Pillow may decode: its own, and HEIC and JPEG XL where their extras are installed."""
     Image.init()
     with contextlib.suppress(ImportError):
         import pillow_heif

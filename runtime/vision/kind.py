@@ -38,7 +38,7 @@ _BEGINNING: Final = 512
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a path is: a video, a picture, or neither."""
+    """Kind of a path: a video, a picture, or neither."""
     suffix = path.suffix.lower()
     if suffix in _SHARED and not _is_binary(path):
         return None
@@ -46,7 +46,7 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def _is_binary(path: Path) -> bool:
-    """Whether a file begins as no text does; not where it cannot be read."""
+    """True if a file begins with bytes that no text has; False where it cannot be read."""
     try:
         with open_file(path) as file:
             return b"\0" in file.read(_BEGINNING)

@@ -20,7 +20,7 @@ from qvl.runtime.vision.attention import Attention
 from qvl.runtime.vision.grid import Runs
 
 Activation = Literal["", "silu", "gelu", "gelu_tanh"]
-"""What follows a product: nothing, x σ(x), x Φ(x), or GELU's tanh approximation."""
+"""Activation after a product: none, x σ(x), x Φ(x), or GELU's tanh approximation."""
 
 _ACTIVATIONS: Final = {"silu": Tensor.silu, "gelu": Tensor.gelu, "gelu_tanh": Tensor.gelu_tanh}
 _CODES: Final = {"": Code.NONE, "silu": Code.SILU, "gelu": Code.GELU_ERF, "gelu_tanh": Code.GELU_TANH}
@@ -29,7 +29,7 @@ _ADD, _MULTIPLY = 0, 1  # what a linear layer does with a further tensor (kernel
 
 
 class Layers(Protocol):
-    """What a tower is built from.
+    """Layers that towers are built from.
 
     x is [n_in, n]; names are those of the weights, without their suffix. A layer without a bias in the
     weights has none.

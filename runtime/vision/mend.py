@@ -23,7 +23,7 @@ _MOST_TABLE: Final = 1 << 20  # bytes of a chunk that is kept besides the pixels
 
 @dataclass(frozen=True)
 class PngHeader:
-    """What decides how a PNG is decoded (PNG specification, 11.2.2 and 11.3.2).
+    """Header fields on which the decoding of a PNG depends (PNG specification, 11.2.2 and 11.3.2).
 
     Attributes:
         depth: bits of a sample; color_type: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA.

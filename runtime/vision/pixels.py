@@ -1,6 +1,6 @@
 """Loaded pictures of any Pillow mode to RGB: alpha over white, deep samples scaled to 8 bits.
 
-In bands of rows, so that what is held besides source and result does not grow with the picture.
+In bands of rows, so that temporary memory does not grow with the picture.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def _alpha_means_nothing(image: Image.Image) -> bool:
-    """Whether a TGA or BMP leaves its fourth channel unused: 0 throughout, as its writers fill what is spare.
+    """True if a TGA or BMP leaves its fourth channel unused: 0 throughout, as writers fill an unused channel.
 
     In TGA also where the descriptor counts no bits of alpha (Truevision TGA 2.0, field 5.6).
     """

@@ -98,7 +98,7 @@ def smart_resize(
 
 @dataclass(frozen=True)
 class Patches:
-    """What the image encoder takes.
+    """Input of the image encoder.
 
     Attributes:
         pixel_values: float32 [t*h*w, 3 * temporal_patch_size * patch_size²], the patches in merge order
@@ -223,7 +223,7 @@ class Preprocessor:
     def resize(self, picture: Picture, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Resize to (height, width) in pixels, by default to `self.size` of it: uint8 [h, w, 3].
 
-        These pixels are all that the embeddings depend on, so they are what a cache should be keyed by.
+        The embeddings depend on these pixels alone, so a cache is keyed by them.
         """
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)

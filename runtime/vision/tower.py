@@ -1,4 +1,4 @@
-"""What every family's vision tower is: a module, `qvl.runtime.families.NAME.tower`, with these functions."""
+"""Interface of a vision tower: the functions of a module `qvl.runtime.families.NAME.tower`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Operations:
 
 
 class Config(Protocol):
-    """What every tower's configuration says; the rest is the family's own."""
+    """Configuration that all towers have in common; a family adds its own."""
 
     @property
     def n_layer(self) -> int: ...

@@ -25,7 +25,7 @@ from qvl.runtime.vision.preprocess import Preprocessor
 
 
 def said(job: CaptionJob, seed: int) -> str:
-    """What the fake says: it depends on the pixels, the prompt and the seed only."""
+    """Reply of the fake, a function of the pixels, the prompt and the seed alone."""
     content = f"{job.frames.tobytes().hex()}{job.before}{job.after}{seed}"
     return f'caption {hashlib.sha256(content.encode()).hexdigest()[:12]}\nof two lines, "quoted"'
 

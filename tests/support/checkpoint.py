@@ -56,7 +56,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Style:
-    """How the checkpoint is laid out.
+    """Layout of the checkpoint.
 
     Attributes:
         dtype: of all tensors.

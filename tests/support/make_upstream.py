@@ -95,7 +95,7 @@ def source() -> Path | None:
 def upstream(
     llama_cpp: Path, folders: Sequence[Path], kinds: Sequence[str] = ("f32", "f16", "bf16")
 ) -> list[dict[str, Any]]:
-    """What the converter makes of each checkpoint, by "text-KIND" and "mmproj-KIND"."""
+    """The converter's output for each checkpoint, by "text-KIND" and "mmproj-KIND"."""
     names = [f"{part}-{kind}" for kind in kinds for part in PARTS]
     made = [{name: folder.parent / f"{folder.name}-{name}.gguf" for name in names} for folder in folders]
     jobs = [

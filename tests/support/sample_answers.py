@@ -1,4 +1,4 @@
-"""Which answers about models/samples the nano model gets right, of each kind of GGUF file.
+"""Finds the answers about models/samples that the nano model gets right, for each kind of GGUF file.
 
     PYTHONPATH=tests python -m support.sample_answers            # print what is wrong, and what has changed
     PYTHONPATH=tests python -m support.sample_answers --write    # and bring the table up to date
@@ -49,7 +49,7 @@ class Question:
         return [{"type": kind, kind: str(SAMPLES / name)} for name in self.files]
 
     def true(self, reply: str) -> bool:
-        """Whether a reply is right: to the letter, or a box that overlaps by half."""
+        """True for a right reply: equal to the letter, or a box that overlaps by half."""
         said, box = (
             tuple(map(int, m.groups())) if (m := BOX.search(t)) else None for t in (reply, self.truth)
         )

@@ -43,7 +43,7 @@ class GrammarText:
         self._sampler = Sampler(vocab, Sampling(), schema_to_grammar(schema))
 
     def accepts(self, text: str) -> bool:
-        """Whether the grammar allows the whole text, and no more after it is needed."""
+        """True if the grammar allows the whole text, and no more after it is needed."""
         for byte in text.encode():
             if not self._sampler._allowed(self._tokens[byte]):
                 return False

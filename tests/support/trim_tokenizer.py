@@ -52,7 +52,7 @@ def apply(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]
 
 
 def words(corpus: str, split: Any) -> set[str]:
-    """What the corpus splits into: whole, line by line, and each word with and without a space before it."""
+    """Pieces of the corpus: whole, line by line, and each word with and without a space before it."""
     found = set(split.findall(corpus))
     for line in corpus.split("\n"):
         found.update(split.findall(line))

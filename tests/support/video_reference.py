@@ -75,7 +75,7 @@ def embeddings(checkpoint: Path, frames: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 def inputs(checkpoint: Path, messages: list[Message]) -> dict[str, Any]:
-    """What the model takes: input_ids, pixel values and grids of pictures and videos."""
+    """Input of the model: input_ids, pixel values and grids of pictures and videos."""
     found: dict[str, list[Any]] = {"image": [], "video": []}
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():
@@ -117,7 +117,7 @@ def logits(
 
 
 def _types(checkpoint: Path, input_ids: Any) -> dict[str, Any]:
-    """What transformers 5 wants to be told besides."""
+    """Arguments that transformers 5 needs besides."""
     config = model(checkpoint).config
     image, video = input_ids == config.image_token_id, input_ids == config.video_token_id
     return {} if IS_4 else {"mm_token_type_ids": image.int() + 2 * video.int()}

@@ -1,1 +1,1 @@
-"""How the nano model is made: generator, training, export and evaluation (extra `train`)."""
+"""Training of the nano model: generator, training, export and evaluation (extra `train`)."""

@@ -37,6 +37,6 @@ class Answer(tuple[str, str]):
 
     @classmethod
     def number(cls, question: str, things: list[int]) -> Answer:
-        """How many these are."""
+        """Number of these."""
         reply = str(len(things))
         return cls(question, reply, groups=((0, len(reply), SINK | sum(1 << t for t in things)),))

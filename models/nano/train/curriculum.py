@@ -1,4 +1,4 @@
-"""What is drawn when: stages that open as accuracy grows, never by the clock."""
+"""Curriculum of the training data: stages that open as accuracy grows, never by the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training minimises: answers, and dense heads that tell each token what it shows and where it is."""
+"""Losses: answers, and dense heads that predict for each token its content and place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answer_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> tuple[Tens
 
 
 def corner_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> Tensor:
-    """Where a box is said, regress it: digits alone are slow to teach that 199 and 201 are neighbours."""
+    """Regression of boxes: digits alone are slow to teach that 199 and 201 are neighbours."""
     at = x["corners"][..., 0] >= 0
     if not bool(at.any()):
         return torch.zeros(())
@@ -32,7 +32,7 @@ def corner_loss(model: Nano, hidden: Tensor, x: dict[str, Tensor]) -> Tensor:
 
 
 def look_loss(looks: list[Tensor], x: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Attention of one head in two layers, told to look at what the next token is about.
+    """Attention of one head in two layers, supervised to attend to the subject of the next token.
 
     A decoder this small finds "the red circle" among others only late by itself.
     """
@@ -52,7 +52,7 @@ def look_loss(looks: list[Tensor], x: dict[str, Tensor]) -> tuple[Tensor, float]
 
 
 def among_loss(looks: list[Tensor], x: dict[str, Tensor]) -> Tensor:
-    """The same head, told to look at the middles of all things that are counted, or at all letters of a word.
+    """The same head, supervised to attend to the middles of all counted things, or to all letters of a word.
 
     With twice the first token in a sum, what that token gets is 2 / (n + 2): the number can be read off.
     """
@@ -74,7 +74,7 @@ def among_loss(looks: list[Tensor], x: dict[str, Tensor]) -> Tensor:
 
 
 def match_loss(model: Nano, matches: list[Tensor], middle: Tensor, x: dict[str, Tensor]) -> Tensor:
-    """The second of two pictures: a head looks at the same place in the first, and each token tells
+    """The second of two pictures: a head attends to the same place in the first, and each token tells
     after two layers whether it shows something else there.
     """
     at = x["match"] >= 0

@@ -175,7 +175,7 @@ class Attention(nn.Module):
         )
 
     def _own(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and what one head looks at, which training may tell to compare two pictures."""
+        """Output, and the attention of one head, which training may tell to compare two pictures."""
         b, kv, g, n, d = q.shape
         scores = (q.reshape(b, kv, g * n, d) @ k.transpose(-1, -2)).view(b, kv, g, n, n)
         weights = (scores.float() * d**-0.5 + mask[:, None, None]).softmax(-1).to(v.dtype)
@@ -185,7 +185,7 @@ class Attention(nn.Module):
     def forward(
         self, p: Tensor, s: Tensor, rope: tuple[Tensor, ...], masks: tuple[Tensor, ...], last: bool
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Outputs for prefix and slots (nobody reads the last prefix); what a head of each looks at."""
+        """Outputs for prefix and slots (the last prefix is unused), and the attention of one head of each."""
         b, np_, _ = p.shape
         _, t, n, _ = s.shape
         g, scale = self.h // self.kv, self.d**-0.5
@@ -298,7 +298,7 @@ class Nano(nn.Module):
         self, x: dict[str, Tensor], seen: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
         """(slots' hidden states [b, s, n, d], merger output [f, t, d], prefix after two layers [b, p, d],
-        what a head of the middle layers looks at from slots [b, s, n, p] and from the prefix [b, p, p]).
+        the attention of a head of the middle layers from slots [b, s, n, p] and from the prefix [b, p, p]).
         """
         if seen is None:
             seen = self.visual(x["patches"], x.get("second"), x["grid"])

@@ -221,12 +221,12 @@ class Packer:
                 self._about(out["among"][i, slot, a + at : b], turn, "groups")
 
     def _asked(self, turns: tuple[tuple[str, str], ...]) -> list[int]:
-        """Where each question begins among the tokens of a conversation."""
+        """Offset of each question among the tokens of a conversation."""
         opening = len(self.encode("\n<|im_start|>user\n"))
         return [0] + [len(self.conversation(turns[:n])[0]) + opening for n in range(1, len(turns))]
 
     def _about(self, out: np.ndarray, turn: tuple[str, str], name: str) -> None:
-        """What the next token tells of; from the end of the question on, that of the first token."""
+        """Subject of the next token; from the end of the question on, that of the first token."""
         refs: tuple[tuple[int, int, int], ...] = getattr(turn, name, ()) if turn[1] else ()
         if not refs:
             return

@@ -118,7 +118,7 @@ def describe(rng: np.random.Generator, scene: Scene) -> Answer | None:
 
 
 def description(question: str, scene: Scene, frame: int = 0) -> Answer:
-    """What `describe_text` says, each phrase about its shape."""
+    """Phrases of `describe_text`, each with its shape."""
     text, shapes = describe_text(scene), scene.shapes
     if len(shapes) > 3:
         return Answer(question, text)

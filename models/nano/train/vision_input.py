@@ -49,7 +49,7 @@ def patches(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Things:
-    """What the ids of a picture stand for: class indices (0 is none) and the box in native pixels of each."""
+    """Targets for the ids of a picture: class indices (0 is none) and the box in native pixels of each."""
 
     kind: list[int]
     colour: list[int]
