@@ -210,8 +210,8 @@ def test_templates_render_as_transformers_renders_them(name: str, template: str)
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
     messages, options = CONVERSATIONS[name]
     if template == "Qwen2-VL-Instruct":
-        if name == "tool calls":
-            pytest.skip("it has no tools, and reads every message's content")
+        if name.startswith("tool"):
+            pytest.skip("it takes no tools")
         source = INSTRUCT_TEMPLATE
     else:
         source = (TEMPLATES / f"{template}.jinja").read_text()
