@@ -27,10 +27,10 @@ from qvl.convert import convert
 from qvl.runtime.measure.machine import describe_machine
 from qvl.runtime.resources import default_threads
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from support.families import family_config, write_family
 
+HERE = Path(__file__).resolve().parent
 DEPTH = 8
 WINDOWS = {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "fullatt_block_indexes": [7]}
 DENSE = {"num_heads": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": [5]}
@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace, name: str, kind: str, sizes: list[int]) ->
             "qvl": contenders.ours(stack, mmproj, kind, args.threads).encode,
             "mtmd": contenders.mtmd(stack, text, mmproj, kind, args.threads).encode,
         }
-        ours, theirs = (encode(picture(224, 224, 0)) for encode in both.values())
+        ours, theirs = (encode(picture(448, 448, 0)) for encode in both.values())
         error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
         if error > 0.1:
             raise SystemExit(f"{name} {kind}: qvl and mtmd disagree, relative error {error:.3f}")
@@ -89,7 +89,8 @@ def measure(args: argparse.Namespace, name: str, kind: str, sizes: list[int]) ->
             }
             seconds = in_turns(turns, args.rounds, args.budget, warm=False)
             middle = {who: median(times) for who, times in seconds.items()}
-            found[str(size)] = {**middle, "ratio": middle["mtmd"] / middle["qvl"], "rounds": len(seconds["qvl"])}
+            ratio = middle["mtmd"] / middle["qvl"]
+            found[str(size)] = {**middle, "ratio": ratio, "rounds": len(seconds["qvl"])}
     return found
 
 
