@@ -79,7 +79,7 @@ def attach(app: FastAPI, model: Model, name: str) -> None:
 
 
 def _listening(options: ServeOptions) -> socket.socket:
-    """A socket on the address; from now on who connects waits, rather than being refused.
+    """Bind and listen, so that early clients wait for the model instead of being refused.
 
     Raises:
         OSError: the address is in use, not this machine's, or not to be had.

@@ -1,4 +1,4 @@
-"""The errors that every route may answer with, for the API's own documentation."""
+"""Errors common to all routes, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong."""
+    """The fields of an error."""
 
     message: str
     type: str

@@ -27,13 +27,13 @@ TYPES = {
 
 
 class ApiError(Exception):
-    """An error that a client caused or should know of.
+    """Error reported to the client.
 
     Attributes:
         status: of HTTP.
-        code: a word for programs, as OpenAI uses them.
-        param: the field of the request that it is about.
-        retry_after: seconds after which to ask again.
+        code: machine-readable, in OpenAI's words.
+        param: the request's field at fault.
+        retry_after: seconds to wait before the next attempt.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ def body_of(status: int, message: str, code: str | None = None, param: str | Non
 
 
 def from_error(error: BaseException) -> ApiError:
-    """What a client is told of an error."""
+    """Map an exception to the error that the client gets."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextFullError):
@@ -81,7 +81,7 @@ class Json(JSONResponse):
 
 
 def response_of(error: ApiError) -> JSONResponse:
-    """The response that tells an error."""
+    """Build the HTTP response of an error."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -90,17 +90,23 @@ def response_of(error: ApiError) -> JSONResponse:
     return Json(body_of(error.status, str(error), error.code, error.param), error.status, headers=headers)
 
 
+def _is_field(part: str | int) -> bool:
+    """Tell fields and indices from the names of types, which pydantic puts into the place of an error."""
+    return isinstance(part, int) or (part not in ("body", "str") and part.islower() and "[" not in part)
+
+
 def install(app: FastAPI) -> None:
-    """Answer every error of the application in this form."""
+    """Register handlers that turn every exception of the application into this form."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
         return response_of(from_error(error))
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return response_of(ApiError(400, f"{where}: {first['msg']}" if where else first["msg"], param=where))
+        # of the alternatives of a field, the one that fitted furthest is the one that was meant
+        found = max(error.errors(), key=lambda each: len(each["loc"]))
+        where = ".".join(str(part) for part in found["loc"] if _is_field(part))
+        return response_of(ApiError(400, f"{where}: {found['msg']}" if where else found["msg"], param=where))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -1,4 +1,4 @@
-"""A reply as the event loop sees it: text, boxes and tool calls of each choice, progress, usage."""
+"""Replies on the event loop's side: text, boxes and tool calls of each choice, progress, usage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PREPARING = asyncio.Semaphore(4)  # prompts whose pictures are decoded at the s
 
 @dataclass(frozen=True)
 class Delta:
-    """What came of one choice.
+    """New output of one choice.
 
     Attributes:
         boxes: that the text completes, in pixels of the picture as it was sent.
@@ -46,7 +46,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a request that has no text yet waits for."""
+    """Stage of a request that has no text yet."""
 
     stage: str
     fraction: float | None = None
@@ -111,7 +111,7 @@ class Choice:
 
 @dataclass
 class Generation:
-    """A request from its body to its last token; iterate over it once.
+    """One request from its body to its last token; can be iterated over once.
 
     Attributes:
         usage, timings: in OpenAI's and llama-server's names, complete at the end.
@@ -126,7 +126,7 @@ class Generation:
     _started: float = field(default_factory=time.perf_counter)
 
     async def begin(self) -> None:
-        """Read the request and queue it; errors that a status can still tell are raised here.
+        """Prepare the request and queue it, raising the errors that still fit into an HTTP status.
 
         Raises:
             ApiError, QvlError: see `prepare`; 429 when the queue is full.

@@ -1,4 +1,4 @@
-"""Who is let in: the Host header, the API key, the size of a body, and headers for what the page may do."""
+"""Access control: Host header, API key, body size, and the security headers of responses."""
 
 from __future__ import annotations
 

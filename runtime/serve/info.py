@@ -1,4 +1,4 @@
-"""What the server is and has: models, health, metrics, the cost of a picture."""
+"""Routes about the server: models, health, metrics, the cost of a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ router = APIRouter()
 
 @router.get("/health", responses={503: ERRORS[503]}, tags=["Server"])
 async def health(request: Request) -> dict[str, str]:
-    """Whether requests can be taken; 503 while the model loads."""
+    """Answer 200 once requests are taken, 503 while the model loads."""
     state: State = request.app.state.qvl
     state.ready()
     return {"status": "ok"}

@@ -1,4 +1,4 @@
-"""How a server listens and what it allows."""
+"""Settings of a server: address, key, bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qvl.runtime.errors import InputError
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Tell loopback addresses, which only this machine reaches, from others."""
     if host == "localhost":
         return True
     try:

@@ -105,13 +105,13 @@ class ResponseFormat(Lenient):
 
 
 class StreamOptions(Lenient):
-    """What a stream carries beside the reply."""
+    """Extras of a stream beside the reply."""
 
     include_usage: bool = False
 
 
 class Sampled(Lenient):
-    """What chooses tokens; what is not given is the model's own."""
+    """Sampling parameters; the model's own stand in for those left out."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Probability | None = None

@@ -1,4 +1,4 @@
-"""What all routes share: the model, its worker, the settings, the counters."""
+"""State that all routes share: the model, its worker, the settings, the counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server-sent events, and replies that are collected unless the client hangs up."""
+"""Server-sent events, and whole replies with detection of clients that hang up."""
 
 from __future__ import annotations
 

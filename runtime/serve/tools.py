@@ -33,12 +33,12 @@ class ToolParser:
         self._held = ""
 
     def feed(self, text: str) -> list[str | Call]:
-        """What a piece completes."""
+        """Add a piece; returns the text and calls that it completes."""
         self._held += text
         return list(self._parts(finished=False))
 
     def finish(self) -> list[str | Call]:
-        """What the end of the reply leaves."""
+        """End the reply; returns what was held back."""
         return list(self._parts(finished=True))
 
     def _parts(self, *, finished: bool) -> Iterator[str | Call]:

@@ -1,4 +1,4 @@
-"""Videos that came in requests, as files named by their content: the same video twice is one source."""
+"""Uploaded videos as temporary files named by their content, so that a repeated video is one source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_BYTES: Final = 1 << 30
 
 
 class Uploads:
-    """A temporary folder of uploads. What no request uses goes, the oldest first, beyond `max_bytes`."""
+    """A temporary folder of uploads; beyond `max_bytes` the oldest that no request uses are deleted."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="qvl-serve-", ignore_cleanup_errors=True)
@@ -24,7 +24,7 @@ class Uploads:
         self._lock = threading.Lock()
 
     def take(self, data: bytes) -> Path:
-        """The file of these bytes; call `release` with it once."""
+        """Store bytes, or find the same ones stored; call `release` on the file once."""
         path = Path(self._folder.name) / hashlib.sha256(data).hexdigest()
         with self._lock:
             if path not in self._sizes:
@@ -35,7 +35,7 @@ class Uploads:
         return path
 
     def release(self, path: Path) -> None:
-        """The request that took a file has ended."""
+        """Note that a request has done with a file."""
         with self._lock:
             self._used[path] -= 1
             for old in [old for old in self._sizes if self._used[old] <= 0]:

@@ -1,4 +1,4 @@
-"""The one thread that steps the engine, and what it hands to the event loop."""
+"""The thread that steps the engine, and its updates for the event loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("qvl.serve")
 
 @dataclass(frozen=True)
 class Update:
-    """What a step brought to a request.
+    """Outcome of a step for one request.
 
     Attributes:
         pieces: of each sample by its number.
@@ -39,7 +39,7 @@ class Update:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request on its way through the worker; the event loop reads its updates."""
+    """A queued or running request; the event loop reads its updates."""
 
     request: Request
     loop: asyncio.AbstractEventLoop
@@ -62,14 +62,14 @@ class Ticket:
 
 
 class QueueFull(Exception):
-    """More requests wait than may."""
+    """The queue is at its bound."""
 
 
 class Worker:
-    """Steps an engine in a thread of its own as long as there is work.
+    """Steps an engine in its own thread while there is work.
 
     Args:
-        engine: the worker alone calls it, and closes it.
+        engine: owned by the worker, which closes it.
         queue: requests that may wait beyond the engine's slots.
     """
 
@@ -90,12 +90,12 @@ class Worker:
 
     @property
     def is_full(self) -> bool:
-        """Whether a request would be turned away."""
+        """True when the next request would be refused."""
         return self.n_active >= self._most
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests can be taken."""
+        """True while requests are taken."""
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, request: Request) -> Ticket:

@@ -1,4 +1,4 @@
-"""Who is let in, and what a request cannot do."""
+"""Access control, and the bounds on requests."""
 
 from __future__ import annotations
 
@@ -125,6 +125,21 @@ def test_broken_requests_get_openais_error(server: Running, body: Any) -> None:
     answer = post(server, body)
     assert answer.status_code == 400
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("part", "param", "said"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:", "detail": "huge"}}, "image_url.detail", "'low'"),
+        ({"type": "input_audio", "input_audio": {"data": ""}}, "type", "'image_url'"),
+        ({"type": "text", "text": 5}, "text", "string"),
+    ],
+)
+def test_the_field_at_fault_is_named(server: Running, part: Any, param: str, said: str) -> None:
+    answer = post(server, {"messages": [{"role": "user", "content": [part]}]})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == f"messages.0.content.0.{param}"
+    assert said in error["message"]
 
 
 def test_the_page_may_run_its_own_files_only(server: Running) -> None:

@@ -1,4 +1,4 @@
-"""What OpenAI's own client gets of the server."""
+"""The API through OpenAI's own client."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ STAR = "A small red star at the top."
 
 
 class Page:
-    """What a person sees and does."""
+    """The page as a person sees and uses it."""
 
     def __init__(self, driver: Any, url: str) -> None:
         self.driver, self.url = driver, url
@@ -39,7 +39,7 @@ class Page:
     def wait(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            with suppress(StaleElementReferenceException):  # drawn anew while it was looked at
+            with suppress(StaleElementReferenceException):  # redrawn in between
                 if found := condition():
                     return found
             time.sleep(0.05)

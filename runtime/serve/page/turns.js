@@ -5,7 +5,7 @@ import { drawBoxes, linkBoxes, pictureView } from "./boxes.js";
 import { openZoom } from "./zoom.js";
 import { renderMarkdown } from "./markdown.js";
 
-/** Messages in OpenAI's shape; `bounds` adds how large each picture was to be looked at. */
+/** Messages in OpenAI's shape; `bounds` adds the bound on each picture's pixels. */
 export function messages(turns, bounds = true) {
   return turns.map(({ role, text, raw, files = [] }) => {
     if (role === "assistant") return { role, content: raw ?? text };
