@@ -60,7 +60,7 @@ def replacing(path: Path, *, mode: int = SHARED, durable: bool = True) -> Iterat
 
 
 def write_whole(path: Path, data: bytes | str, *, mode: int = SHARED) -> None:
-    """Write bytes, or text as UTF-8, in place of what `path` holds. Raises OSError."""
+    """Write bytes, or text as UTF-8, in place of the content of `path`. Raises OSError."""
     with replacing(path, mode=mode) as file:
         file.write(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
 
@@ -183,7 +183,7 @@ def write_error(path: Path, error: OSError, *, note: str = "", hint: str | None 
     """An OSError met while writing, as the OutputError that names the file.
 
     Args:
-        note: added to the message, such as what is safe.
+        note: added to the message, such as the number of safe records.
         hint: what to do, unless the disk is full.
     """
     if error.errno in FULL:

@@ -1,7 +1,7 @@
 """Every error that qvl raises on purpose.
 
     QvlError                     root; carries a message and a hint
-    ├─ InputError                what the caller passed cannot be used
+    ├─ InputError                an argument that cannot be used
     │  ├─ ImageError             a picture that cannot be read, or is out of bounds
     │  ├─ VideoError             a video that cannot be read, or is out of bounds
     │  ├─ PromptError            messages that do not form a prompt

@@ -88,7 +88,7 @@ class MappedFile:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path names something, be it a link that leads nowhere; not where that may not be seen."""
+    """True if a path names something, also a dangling link; False where that may not be seen."""
     try:
         return path.exists() or path.is_symlink()
     except (OSError, ValueError):  # no right to look, a name too long, or a null byte

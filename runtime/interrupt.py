@@ -25,7 +25,7 @@ RAISING: Final[list[Any]] = [signal.default_int_handler]
 
 
 class CallbackGuard:
-    """Keeps what a callback raises until C has returned.
+    """Keeps the exception of a callback until C has returned.
 
     Attributes:
         failed: a wrapped callback has raised; its result must not be used.
@@ -52,11 +52,11 @@ class CallbackGuard:
         return guarded
 
     def reset(self) -> None:
-        """Forget what an earlier call raised."""
+        """Forget the exception of an earlier call."""
         self._raised = None
 
     def check(self) -> None:
-        """Raise what a callback has raised since the last check. Call it when C has returned."""
+        """Raise the exception of a callback since the last check. Call it when C has returned."""
         raised, self._raised = self._raised, None
         if raised is not None:
             raise raised
@@ -64,7 +64,7 @@ class CallbackGuard:
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold back what Ctrl-C raises while the body runs; yields a function that says whether it is waiting.
+    """Hold back the exception of Ctrl-C while the body runs; yields a function that tells if one waits.
 
     Outside the main thread, and where a program's handlers do not raise, nothing is changed.
 

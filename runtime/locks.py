@@ -1,4 +1,4 @@
-"""Locks that keep a second run from writing what a first one is writing.
+"""Locks that keep two runs from writing one file.
 
 The lock lies on a small file beside the target, `.NAME.lock`. It is the kernel's (flock, or LockFileEx on
 Windows, by the filelock library) and ends with the process, however that ends. A file system that has no
@@ -28,14 +28,14 @@ _CANNOT_LOCK: Final = (
     errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF,
 )  # fmt: skip
 _PATIENCE: Final = 0.3  # seconds: for a lock that is being released, or a stale one being removed
-_LONGEST: Final = 200  # bytes of a name that leave room for what is added
+_LONGEST: Final = 200  # bytes of a name; a prefix and a suffix are added
 
 
 class Lock:
     """Holds a target until it is released. Take it before writing, keep it until after the rename.
 
     Args:
-        target: what is to be written; its folder must exist.
+        target: the file to be written; its folder must exist.
         name: how messages name the target.
 
     Raises:
@@ -112,7 +112,7 @@ def beside(target: Path, suffix: str) -> Path:
 
 
 def _holder(path: Path) -> str:
-    """Who a lock file says holds it: "process 12 on laptop"."""
+    """The holder by a lock file: "process 12 on laptop"."""
     try:
         pid, host = path.read_text(encoding="utf-8", errors="replace").split("\n")[:2]
     except (OSError, ValueError):

@@ -21,7 +21,6 @@ from qvl.runtime.files import expanded, is_there
 from qvl.runtime.vision.kind import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind, kind_of
 
 # A shell splits at space, tab and newline only: Macs put U+202F into the names of screenshots.
-_BLANK: Final = " \t\n"
 # Between single quotes an apostrophe is written '\'' (VTE, kitty) or '"'"' (Python's shlex).
 _QUOTED: Final = re.compile(r"""'[^']*'(?:(?:\\'|"'")'[^']*')*|"(?:\\.|[^"\\])*\"""")
 # A run in which a backslash keeps the next character

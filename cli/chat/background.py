@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Background:
-    """One piece of work in a thread, which can be called off or waited for."""
+    """Work in a thread, which can be cancelled or waited for."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -22,7 +22,7 @@ class Background:
         self._progress: StageProgress | None = None
 
     def start(self, work: Callable[[threading.Event, StageProgress], Any]) -> None:
-        """Begin; what was under way is called off first."""
+        """Begin; earlier work is cancelled first."""
         self.cancel()
         self._cancel, self._error, self._progress = threading.Event(), None, None
         cancel = self._cancel
@@ -47,13 +47,13 @@ class Background:
         return self._thread is not None and self._thread.is_alive()
 
     def cancel(self) -> None:
-        """Call it off and wait until it has stopped."""
+        """Cancel it and wait until it has stopped."""
         self._cancel.set()
         self._join()
         self._error = None
 
     def wait(self, progress: StageProgress | None = None) -> None:
-        """Wait for the end, and show from here on how far it is.
+        """Wait for the end, and show its progress meanwhile.
 
         Raises:
             Exception: what the work has raised.

@@ -28,8 +28,8 @@ class Command:
     """A slash command.
 
     Attributes:
-        argument: what it is called with, as /help shows it.
-        run: what it does with its argument.
+        argument: its name in /help.
+        run: carries it out.
         choices: what Tab completes the argument to; None for paths.
     """
 

@@ -35,7 +35,7 @@ class Conversation:
 
     Attributes:
         messages: finished turns, user and assistant in turns; the system prompt is kept apart.
-        pending: what goes into the next message, before its text.
+        pending: attachments of the next message, before its text.
         reply: the last reply, or None.
         on_drop: called with a number of messages when the context is full and the oldest are left out.
         boxes: of the last reply, as in `Reply.boxes`.
@@ -71,7 +71,7 @@ class Conversation:
         """Put a question and stream the reply as readable text.
 
         If the reader stops half-way (Ctrl-C), the part that was read stays in the conversation. If nothing
-        was read, or it fails, the question is removed and what was attached is attached again.
+        was read, or it fails, the question is removed and its attachments are pending again.
         """
         self._eager.wait(progress)
         parts = [a.part() for a in self.pending]

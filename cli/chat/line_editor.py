@@ -27,7 +27,7 @@ class LineReader:
     there is no readline, lines are read as they come.
 
     Args:
-        commands: the slash commands to complete, without the slash, and what their arguments can be.
+        commands: the slash commands to complete, without the slash, with their possible arguments.
 
     Attributes:
         typed: whether Ctrl-C has dropped something.

@@ -1,4 +1,4 @@
-"""The conversation on a terminal: reads a line, does what it says, until the user exits."""
+"""The conversation on a terminal: reads a line, carries it out, until the user exits."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Repl:
         """Attach to the next message, and say so.
 
         Args:
-            look_ahead: begin to encode at once; without it, only what is shrunk is worth a word.
+            look_ahead: begin to encode at once; without it, only shrunk pictures are mentioned.
         """
         bounded = [self.detail.bounded(a) for a in attachments]
         said = [

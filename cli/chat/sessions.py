@@ -60,7 +60,7 @@ def save(name: str, saved: Saved) -> Path:
         "messages": saved.messages,
     }
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said of pictures is private
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # conversations are private
         write_whole(path, f"{as_json(content, indent=2)}\n", mode=PRIVATE)
     except OSError as e:
         raise write_error(path, e, hint="/save PATH chooses another place") from e

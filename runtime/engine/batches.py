@@ -1,4 +1,4 @@
-"""Units to batches: what goes through the decoder together."""
+"""Batches of units that go through the decoder together."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qvl.runtime.llama.batch import Batch, Outputs
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 """Embeddings by the key of their vision unit: float32 [n_tokens, n_embd]."""
 Parts: TypeAlias = list[tuple[Slot, int]]
-"""Slots with how many cells of each one's queue a batch has."""
+"""Slots, each with the number of cells of its queue that a batch has."""
 
 
 def vision_batch(slots: Sequence[Slot], vectors: Vectors, limit: int) -> tuple[Batch, Parts] | None:
     """Vision spans at the heads of the slots' queues, end to end, at most `limit` cells of them.
 
-    A slot gives one span at most, and one that does not fit comes in several batches.
+    A slot gives one span at most; a span that does not fit is split over several batches.
     """
     parts: Parts = []
     rows, positions = [], []
@@ -90,7 +90,7 @@ def _sequences(parts: Parts) -> NDArray[np.int32]:
 
 
 def _outputs(parts: Parts, last: Sequence[bool]) -> NDArray[np.bool_]:
-    """The row after each part that ends a queue, where a token is to be sampled from it."""
+    """The row after each part that ends a queue, where a token is sampled."""
     outputs = np.zeros(sum(n for _, n in parts), np.bool_)
     ends = np.cumsum([n for _, n in parts]) - 1
     outputs[ends] = [end and slot.sample is not None for (slot, _), end in zip(parts, last, strict=True)]
@@ -117,7 +117,7 @@ def batches(
 
 
 def advance(slot: Slot, n: int) -> bool:
-    """Note that n cells of a slot's queue were read; True when nothing is left of it."""
+    """Note that n cells of a slot's queue were read; True when it is empty."""
     unit = slot.queue[0]
     if isinstance(unit, int):
         slot.hold(slot.queue[:n])

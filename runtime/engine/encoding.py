@@ -1,4 +1,4 @@
-"""The pictures that jobs wait for, through the image encoder a few layers at a time."""
+"""Encodes the pictures that jobs wait for, a few layers at a time."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Encodings:
         self._steps, self.share = None, None
 
     def keep(self, units: Iterable[Unit]) -> None:
-        """Let go of all embeddings but those of these units."""
+        """Free all embeddings but those of these units."""
         keys = {unit.key for unit in units if isinstance(unit, VisionUnit)}
         for key in [key for key in self.vectors if key not in keys]:
             del self.vectors[key]

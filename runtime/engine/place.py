@@ -22,7 +22,7 @@ def placed(layout: Layout, vision: Vision, key: str, source: Source | None = Non
     part is encoded, and kept, like a picture of its own.
 
     Args:
-        key: what its embeddings are found by; parts have the key with a number.
+        key: of its embeddings; parts have the key with a number.
         source: gives the patches.
     """
     pieces = layout(vision)

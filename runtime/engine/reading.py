@@ -1,4 +1,4 @@
-"""Messages to the units of a prompt: what fits the context, with the tokens of earlier replies."""
+"""Reads messages into the units of a prompt that fits the context, with the tokens of earlier replies."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Reader:
         """The units of a prompt, as many of its last messages as leave `reserve` cells free.
 
         Args:
-            draft: told what was left out, and the time that it took; once cancelled, reading stops.
+            draft: gets the number of messages left out and the seconds; once cancelled, reading stops.
             complete: see `ChatTemplate.render`.
         """
 

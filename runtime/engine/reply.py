@@ -1,4 +1,4 @@
-"""A reply as it comes: pieces of text, and what it cost in the end."""
+"""Replies: a stream of pieces, and the finished reply with its usage and timings."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Timings:
 
     @property
     def first_token_seconds(self) -> float:
-        """From the question to the first token, but for its sampling."""
+        """From the question to the first token, without sampling it."""
         return self.encode_seconds + self.prefill_seconds
 
 
@@ -114,7 +114,7 @@ class Reply:
         tokens: as sampled, without the end token.
         finish_reason: "stop" (the model or a stop string ended it), "length" (max_tokens, or a full
             context) or "cancelled".
-        seed: what the random numbers began with.
+        seed: of the random numbers.
         dropped_messages: how many of the oldest messages had to be left out of the context.
         raw: the text as the model wrote it, markup of boxes included.
         boxes: {"label": …, "box": [left, top, right, bottom], "picture": number} each, or "point": [x, y], or

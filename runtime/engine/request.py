@@ -16,7 +16,7 @@ from qvl.runtime.llama.vocab import Vocab
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how to go on from it.
+    """A prompt, and the options of its replies.
 
     Attributes:
         units: the prompt.
@@ -55,7 +55,7 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """The text so far, without what could still become a stop string."""
+        """The text so far, without an end that could still become a stop string."""
         return self._text.text
 
     def add(self, token: int, logprob: TokenLogprob | None) -> bool:
@@ -88,7 +88,7 @@ class Job:
         done: whether it has ended; `error` is what stopped it, if anything did.
         cached_tokens: KV cells of the prompt that were there already.
         images_encoded: pictures and videos that went through the encoder for it.
-        progress: stages and the fraction done of each, the last few; see `Progress`.
+        progress: stages and the fraction done of each, the last few; see `StageProgress`.
         encode_seconds, prefill_seconds, generate_seconds: as in `Timings`.
     """
 

@@ -1,7 +1,7 @@
-"""Conversations on an engine: messages to units, what fits the context, and the tokens of earlier replies.
+"""Conversations on an engine: messages to units that fit the context, with the tokens of earlier replies.
 
 The messages of a turn are rendered whole; the engine compares them with what its slots hold and reads the
-rest. So a new turn costs its own tokens, and editing or undoing one is nothing but sending other messages.
+rest. So a new turn costs its own tokens, and editing or undoing one means to send other messages.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class Session(Unpicklable):
         number_images: bool = False,
         progress: StageProgress | None = None,
     ) -> int:
-        """Read ahead: encode and prefill what is known of the next prompt, its last message left open.
+        """Encode and prefill the known part of the next prompt, its last message left open.
 
         Args:
-            cancel: set it to stop; what was done until then is kept.
+            cancel: set it to stop; the cells prefilled until then are kept.
 
         Returns:
             KV cells prefilled.

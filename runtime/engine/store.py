@@ -47,11 +47,11 @@ class VisionBackend(Protocol):
         """Read a picture or video and cut it into patches; progress is that of a video's frames."""
 
     def encode_steps(self, inputs: Sequence[Patches]) -> Generator[float, None, list[VisionEmbedding]]:
-        """Embeddings of what was prepared; yields the fraction done where it can be left for other work."""
+        """Embeddings of prepared patches; yields the fraction done where other work can go between."""
 
 
 class EmbeddingStore(Unpicklable):
-    """Finds a source's unit, and its embeddings, encoding only what it has not got. Safe for threads.
+    """Finds a source's unit and its embeddings, and encodes those that are missing. Safe for threads.
 
     Units outlive embeddings, which go, least recently used first, when there are many or large ones: a
     picture that a KV cache still holds is not encoded again. Patches last as long as a unit that needs them.
@@ -60,7 +60,7 @@ class EmbeddingStore(Unpicklable):
     def __init__(
         self, backend: VisionBackend | None, max_bytes: int = MAX_BYTES, cache: EmbeddingCache | None = None
     ) -> None:
-        """cache: where embeddings are looked for before they are made, and kept for other processes."""
+        """cache: has embeddings of earlier processes, and keeps new ones for later processes."""
         self._backend = backend
         self._max_bytes = max_bytes
         self._cache = cache
@@ -85,7 +85,7 @@ class EmbeddingStore(Unpicklable):
         """
 
         def work() -> None:
-            # what cannot be read says so when the prompt that names it is read
+            # an unreadable picture raises when the prompt that names it is read
             with suppress(Exception):
                 placed = [piece for chunk in wanted() for piece in self._place(chunk, None)]
                 steps = self._encode([piece for piece in placed if isinstance(piece, VisionUnit)])
@@ -141,7 +141,7 @@ class EmbeddingStore(Unpicklable):
         return placed(backend.layout, vision, key, source)
 
     def encode(self, units: Iterable[VisionUnit], progress: Watch | None = None) -> Encoded:
-        """Embeddings of units, those that are missing made in one go.
+        """Embeddings of units; missing ones are made in one run.
 
         Raises:
             Cancelled: progress returned False.
@@ -149,7 +149,7 @@ class EmbeddingStore(Unpicklable):
         return run(self.encode_steps(list(units)), progress)
 
     def encode_steps(self, units: Sequence[VisionUnit]) -> EncodingSteps:
-        """The same, by and by."""
+        """The same in steps."""
         self._settle()
         encoded = yield from self._encode(units)
         with self._lock:
@@ -189,7 +189,7 @@ class EmbeddingStore(Unpicklable):
     def _take_cached(
         self, cache: EmbeddingCache, patches: dict[str, Patches], found: dict[str, NDArray[np.float32]]
     ) -> None:
-        """Move what the cache has from patches to the embeddings."""
+        """Take the embeddings that the cache has, and drop their patches."""
         for key in list(patches):
             entry = cache.get(embedding_key(patches[key], self._need_backend().identity))
             if entry is not None:
@@ -285,6 +285,6 @@ def _add_stat(digest: Any, path: Path) -> None:
     try:
         stat = path.stat()
     except (OSError, ValueError):
-        return  # reading it will say what is wrong
+        return  # reading it raises the error
     digest.update(os.fsencode(path.name))
     digest.update(f" {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}".encode())

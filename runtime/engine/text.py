@@ -1,4 +1,4 @@
-"""Sampled tokens to the text that a reader sees: whole characters, up to a stop string."""
+"""Detokenizes sampled tokens for readers: whole characters, up to a stop string."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ReplyText:
 
 
 class StopStrings:
-    """Ends text before the first stop string, and holds back what could still become one."""
+    """Ends text before the first stop string, and holds back an end that could become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):

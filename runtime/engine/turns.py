@@ -1,4 +1,4 @@
-"""One thread at a time does a step; the others wait for its end."""
+"""Turns of threads: one at a time does a step, the others wait for its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """Who steps."""
+    """The thread that steps."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

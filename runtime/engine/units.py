@@ -41,7 +41,7 @@ class VisionUnit:
     """A picture or video in the sequence.
 
     Attributes:
-        key: what its embeddings are found by; two units with one key are the same picture.
+        key: of its embeddings; two units with one key are the same picture.
         span: its cells and positions.
         source: gives its patches, as long as its embeddings may still have to be made.
         picture: sizes and name; None for videos, and where they are not known.

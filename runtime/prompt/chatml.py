@@ -1,4 +1,4 @@
-"""Messages to the tokens and vision spans of a prompt, by the chat template that the model's file carries.
+"""Renders messages into the tokens and vision spans of a prompt, by the chat template in the model's file.
 
 The template (Jinja) is rendered as transformers renders it, tools and thinking included. Control tokens are
 those that it writes: what a user types stays text, `<|im_end|>` included. For that, what could be read as a
@@ -100,10 +100,10 @@ class ChatTemplate:
                 min_pixels and max_pixels, beside "video" the fields of `VideoOptions`. An assistant's
                 message may have "tool_calls" and "reasoning_content", and "tool" is a role. A `Turn` is taken
                 as it is.
-            place: what a picture or video becomes: text in which control tokens stand by name, and whatever
-                stands for its embeddings.
-            complete: end with the header of the assistant's reply. False leaves the last message open,
-                for reading ahead what is known of it.
+            place: gives the layout of a picture or video: text in which control tokens stand by name, and
+                units for its embeddings.
+            complete: end with the header of the assistant's reply. False leaves the last message open, to
+                prefill its known part.
             number_images: write "Picture 1: " and "Video 1: " before each.
             replies: gives the tokens a model sampled for a reply's text, so that they are kept as they are.
             tools: functions that the model may call, in OpenAI's shape.
@@ -205,7 +205,7 @@ class ChatTemplate:
     def _placed(
         self, text: str, visions: Iterable[VisionChunk], place: Callable[[VisionChunk], Sequence[str | U]]
     ) -> list[str | U]:
-        """The text with what pictures and videos become in place of their placeholders."""
+        """The text with the layouts of pictures and videos in place of their placeholders."""
         queues = {kind: [chunk for chunk in visions if chunk.kind == kind] for kind in ("image", "video")}
         kinds = {written: kind for kind, written in self.rules.placeholders}
         parts: list[str | U] = []

@@ -110,7 +110,7 @@ def _as_template(part: str | VisionChunk) -> dict[str, str]:
 
 
 def _plain_json(i: int, key: str, value: Any) -> Any:
-    """The value itself, when it is made of what JSON has."""
+    """The value itself, if JSON can hold it."""
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as e:

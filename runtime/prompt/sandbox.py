@@ -1,8 +1,8 @@
 """Chat templates (Jinja), which come out of model files and are not trusted.
 
-Jinja's own sandbox keeps a template away from Python. What it leaves open is work without end and memory
-without bound, so here loops and macros count their rounds, and whatever can make a long string out of a short
-one (joining, repeating, replacing, padding, formatting) is bounded or left out. The options and the filter
+Jinja's own sandbox keeps a template away from Python. It bounds neither time nor memory, so here
+loops and macros count their rounds, and operations that make a long string out of a short one (joining,
+repeating, replacing, padding, formatting) are bounded or left out. The options and the filter
 `tojson` are those of transformers (utils/chat_template_utils.py), so that templates render the same.
 """
 
@@ -69,7 +69,7 @@ class CompiledTemplate:
             return self._template.render(**variables)
         except (PromptError, ChatTemplateError):
             raise
-        except Exception as error:  # whatever a template's code runs into
+        except Exception as error:  # any error of a template's code
             raise ChatTemplateError(f"{type(error).__name__}: {error}") from error
 
 
@@ -85,7 +85,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             "range": self._range, "namespace": self.globals["namespace"], "dict": dict,
             "raise_exception": _refuse, "strftime_now": _now,
         }  # fmt: skip
-        # what {% set %} blocks, macros and the whole template are put together with
+        # joins {% set %} blocks, macros and the whole template
         self.concat = self._concat  # type: ignore[method-assign]
         self.restart()
 

@@ -1,4 +1,4 @@
-"""Attention within segments, in the ways that pay on different devices.
+"""Attention within segments: fused (flash attention), or in tiles of matrix products.
 
 Each takes q, k, v as [head_dim, n_head, n] and runs of equal segments, and gives
 [n_embd, n], softmax(scale · q kᵀ) v: patches of one segment see each other and nothing else. Where there is
@@ -17,7 +17,7 @@ from qvl.runtime.vision.grid import Runs
 
 
 class Attention(Protocol):
-    """A way to attend."""
+    """Interface of an attention."""
 
     def n_nodes(self, runs: Runs) -> int:
         """A bound on the nodes it makes."""
@@ -30,7 +30,7 @@ class FlashAttention:
     """`ggml_flash_attn_ext`: scores are never stored.
 
     Attributes:
-        kv_type: the type k and v are handed over in; F32 is exact on the CPU, F16 what GPUs want.
+        kv_type: the type k and v are handed over in; F32 is exact on the CPU, F16 suits GPUs.
     """
 
     kv_type: ggml.Type = ggml.Type.F32

@@ -19,7 +19,7 @@ from qvl.runtime.vision.video import Watch, load_video
 
 
 class EncoderBackend:
-    """The encoder, as an `EmbeddingStore` wants it."""
+    """Adapts the encoder to `EmbeddingStore`."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
         self._encoder = encoder

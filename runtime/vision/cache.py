@@ -1,4 +1,4 @@
-"""Embeddings kept from one run to the next, so that asking again about a picture starts at once.
+"""Cache of embeddings from one run to the next: a known picture is not encoded again.
 
 In memory as float32; on disk as float16, at half the size and a relative error of 2e-4, in safetensors files:
 8 bytes of header length, a JSON header, the data (github.com/huggingface/safetensors, README, "Format").
@@ -86,7 +86,7 @@ class CacheStats:
 
 
 def embedding_key(patches: Patches, identity: str) -> str:
-    """The key of what an encoder makes of patches.
+    """The key of an encoder's embeddings of patches.
 
     The patches are the picture's pixels after all preprocessing, so bounds, mean and the like are in it.
 
@@ -147,7 +147,7 @@ class EmbeddingCache:
         self._write(key, values, (t, h, w))
 
     def clear(self) -> int:
-        """Forget everything, also what other processes have put there; returns the bytes freed on disk."""
+        """Remove everything, entries of other processes too; returns the bytes freed on disk."""
         with self._lock:
             self._memory.clear()
             self._held = 0
@@ -223,7 +223,7 @@ class EmbeddingCache:
         self._evict()
 
     def _evict(self) -> None:
-        """Remove what was used longest ago until the rest is within the bound."""
+        """Remove the least recently used entries until the rest is within the bound."""
         files = sorted(self._files(), key=lambda file: file[2])
         total = sum(size for path, size, _ in files if path.suffix == _SUFFIX)
         stale = time.time() - _STALE_SECONDS

@@ -130,7 +130,7 @@ class Clip:
     # the stream ------------------------------------------------------------------------------------
 
     def _rewind(self) -> None:
-        """Open the file anew, at its beginning, with a decoder that has seen nothing of it."""
+        """Open the file anew, at its beginning, with a new decoder."""
         if self._container is not None:
             self._container.close()
         self._container = None

@@ -1,4 +1,4 @@
-"""From an mmproj GGUF to an encoder: pictures in, embeddings out."""
+"""The image encoder of an mmproj GGUF: pictures in, embeddings out."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class VisionEncoder(Unpicklable):
         Args:
             video: a file that FFmpeg reads, a folder of frames, a sequence of pictures, or uint8
                 [n, h, w, 3].
-            options: how to sample it.
+            options: of sampling.
             progress: called with the fraction done, to a tenth after every frame read, then after every
                 layer; returning False stops.
 

@@ -1,4 +1,4 @@
-"""Names what a file is from its first bytes, for errors about files of another kind."""
+"""Names the kind of a file from its first bytes, for errors about files of another kind."""
 
 from __future__ import annotations
 

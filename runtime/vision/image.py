@@ -1,4 +1,4 @@
-"""Any picture to RGB, as a viewer would show it.
+"""Decodes any picture to RGB, as a viewer shows it.
 
 Pillow decodes; this module settles what Pillow leaves open, and so does what transformers does
 (`image_transforms.convert_to_rgb`: alpha over white) plus what it does not: EXIF orientation, 16 bit
@@ -56,7 +56,7 @@ _LARGE = 1 << 24  # pixels; such pictures are decoded one at a time
 _EXPECTED = "a picture (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, …)"
 
 # Pillow would print on stderr for large pictures that are within our limit, and for damaged metadata, which
-# is no matter here. Appended, so that a filter set by the application still wins.
+# has no effect here. Appended, so that a filter set by the application still wins.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
@@ -118,7 +118,7 @@ def with_picture(
     *,
     max_source_pixels: int = MAX_SOURCE_PIXELS,
 ) -> T:
-    """Read a picture as `open_picture` does and give what `use` makes of it, say smaller.
+    """Read a picture as `open_picture` does and return `use` of it, such as a smaller one.
 
     Of large pictures one is in memory at a time, however many threads read them.
     """

@@ -1,4 +1,4 @@
-"""The vision tower's layers, in two makes: ggml's operations alone, or with our own kernels on the CPU.
+"""Layers of vision towers, in two implementations: ggml's operations, or our own kernels on the CPU.
 
 `Exact` multiplies what the file stores and attends in float32 where the device can. `Fast` rounds
 activations to what the processor multiplies fastest, and fuses what follows each product into it.

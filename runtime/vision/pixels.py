@@ -1,4 +1,4 @@
-"""Loaded pictures of any Pillow mode to RGB: alpha over white, deep samples scaled to 8 bits.
+"""Converts loaded pictures of any Pillow mode to RGB: alpha over white, deep samples scaled to 8 bits.
 
 In bands of rows, so that temporary memory does not grow with the picture.
 """

@@ -1,4 +1,4 @@
-"""From RGB to the rows that the image encoder takes: `pixel_values` and `grid_thw`.
+"""Preprocesses RGB into the input of the image encoder: `pixel_values` and `grid_thw`.
 
 The steps are those of transformers' `Qwen2VLImageProcessorPil`, and so are the numbers: `smart_resize`,
 Pillow's own bicubic with antialias, rescale by 1/255 and normalize, cut into patches. The picture stays in

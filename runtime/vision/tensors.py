@@ -1,4 +1,4 @@
-"""Reading the tensors of vision GGUF files, as the towers of all families need it."""
+"""Reads the tensors of vision GGUF files for the towers of all families."""
 
 from __future__ import annotations
 

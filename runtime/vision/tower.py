@@ -21,7 +21,7 @@ PIXELS = "pixels"  # the input that holds `pixel_values`
 
 @dataclass(frozen=True)
 class TowerGraph:
-    """A graph with its ends.
+    """A graph with its inputs and output.
 
     Attributes:
         inputs: by name: "pixels", float32 [n_patch_in, n_patches], and those of the module's `inputs` that

@@ -1,4 +1,4 @@
-"""How a video is sampled."""
+"""Options of a video's sampling."""
 
 from __future__ import annotations
 
