@@ -30,6 +30,7 @@ from qvl.runtime.vision.video import VideoFrames, load_video
 _CHUNK: Final = 1 << 20
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h
 _LARGE: Final = 1 << 15
+_MOST_AHEAD: Final = 256 << 20  # bytes of frames that wait; a video may have 150 MB
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,13 @@ def return_large_blocks() -> None:
 
 
 class Prefetcher:
-    """The prepared items in order, a bounded number of them ahead of their use.
+    """Prepares items in order, a bounded number of items and of bytes ahead of their use.
 
     Args:
-        threads: that prepare; ahead: items begun and not yet taken, which bounds the memory.
+        threads: that prepare.
+        ahead: items begun and not yet taken.
+        most_bytes: of frames of items not yet taken; one that is being prepared counts as the largest so
+            far. One item is always prepared.
     """
 
     def __init__(
@@ -155,10 +159,13 @@ class Prefetcher:
         prepare: Callable[[Item], PreparedPicture | Rejected],
         threads: int,
         ahead: int,
+        most_bytes: int = _MOST_AHEAD,
     ) -> None:
         self._items: Iterator[Item] = iter(items)
         self._prepare = prepare
         self._ahead = ahead
+        self._most_bytes = most_bytes
+        self._largest = 0
         self._pool = ThreadPoolExecutor(threads, "qvl-prepare")
         self._futures: deque[Future[PreparedPicture | Rejected]] = deque()
         self._lock = threading.Lock()
@@ -166,8 +173,15 @@ class Prefetcher:
 
     def _fill(self) -> None:
         with self._lock:
-            while len(self._futures) < self._ahead and (item := next(self._items, None)) is not None:
+            while self._has_room() and (item := next(self._items, None)) is not None:
                 self._futures.append(self._pool.submit(self._prepare, item))
+
+    def _has_room(self) -> bool:
+        ready = [_n_bytes(future) for future in self._futures if future.done()]
+        self._largest = max(self._largest, *ready, 0)
+        running = len(self._futures) - len(ready)
+        expected = sum(ready) + (running + 1) * self._largest
+        return not self._futures or (len(self._futures) < self._ahead and expected <= self._most_bytes)
 
     @property
     def exhausted(self) -> bool:
@@ -182,7 +196,7 @@ class Prefetcher:
             found = self._futures[0].result(timeout)
         except TimeoutError:
             return None
-        self._futures.popleft()
+        self._largest = max(self._largest, _n_bytes(self._futures.popleft()))
         self._fill()
         return found
 
@@ -190,3 +204,10 @@ class Prefetcher:
         """Stop; what is being prepared is finished and dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._futures.clear()
+
+
+def _n_bytes(future: Future[PreparedPicture | Rejected]) -> int:
+    if future.cancelled() or future.exception() is not None:
+        return 0
+    found = future.result()
+    return found.frames.nbytes if isinstance(found, PreparedPicture) else 0

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import io
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -30,6 +29,7 @@ from qvl.runtime.vision import deep
 from qvl.runtime.vision.filetype import HEAD, HINTS, file_kind
 from qvl.runtime.vision.mend import ended_jpegs, mended_png
 from qvl.runtime.vision.pixels import note_alpha_bits, to_rgb
+from qvl.runtime.vision.turns import Budget, Turn
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """A picture: a path, an encoded file's bytes, a PIL image, or uint8 [h, w, 3]."""
@@ -52,7 +52,6 @@ _ORIENTATIONS = {  # EXIF 2.32, 4.6.4, tag 0x0112: how to turn the stored pictur
 }
 # Pillow would run Ghostscript on the first two, or ask Windows; of the others it reads headers alone.
 _NOT_READ = frozenset(("EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS", "IPTC"))
-_LARGE = 1 << 24  # pixels; such pictures are decoded one at a time
 _EXPECTED = "a picture (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, …)"
 
 # Pillow would print on stderr for large pictures that are within our limit, and for damaged metadata, which
@@ -60,7 +59,7 @@ _EXPECTED = "a picture (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, …)"
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
-_large_turn = threading.Lock()
+_decoding = Budget()
 T = TypeVar("T")
 
 
@@ -120,13 +119,13 @@ def with_picture(
 ) -> T:
     """Read a picture as `open_picture` does and return `use` of it, such as a smaller one.
 
-    Of large pictures one is in memory at a time, however many threads read them.
+    The pixels in memory at a time are bounded, however many threads read pictures: see `turns`.
     """
-    with _Turn() as turn:
+    with Turn(_decoding) as turn:
         return use(_open(source, max_source_pixels, turn))
 
 
-def _open(source: ImageSource, max_source_pixels: int, turn: _Turn) -> Image.Image:
+def _open(source: ImageSource, max_source_pixels: int, turn: Turn) -> Image.Image:
     name = image_name(source)
     if isinstance(source, np.ndarray):
         _check_array(source, name, max_source_pixels)
@@ -148,25 +147,6 @@ def _open(source: ImageSource, max_source_pixels: int, turn: _Turn) -> Image.Ima
         raise _unreadable(name, error) from error
 
 
-class _Turn:
-    """A thread's turn at large pictures, which it keeps to the end of the block."""
-
-    def __init__(self) -> None:
-        self._held = False
-
-    def __enter__(self) -> _Turn:
-        return self
-
-    def wait(self, n_pixels: int) -> None:
-        if n_pixels > _LARGE and not self._held:
-            _large_turn.acquire()
-            self._held = True
-
-    def __exit__(self, *_: object) -> None:
-        if self._held:
-            _large_turn.release()
-
-
 def _unreadable(name: str, error: Exception) -> ImageError:
     """Word an OSError of opening a path."""
     if name.startswith(("http://", "https://")):
@@ -179,7 +159,7 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name}: cannot be read: {reason}")
 
 
-def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int, turn: _Turn) -> Image.Image:
+def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int, turn: Turn) -> Image.Image:
     """Decode an encoded picture from a seekable binary file."""
     kind = file_kind(file.read(HEAD))
     file.seek(0)
@@ -225,7 +205,7 @@ def _without_end(file: IO[bytes], error: ImageError) -> Image.Image:
 
 
 def _decode_deep(
-    file: IO[bytes], name: str, kind: str, max_source_pixels: int, turn: _Turn, orientation: int = 1
+    file: IO[bytes], name: str, kind: str, max_source_pixels: int, turn: Turn, orientation: int = 1
 ) -> Image.Image:
     """Decode what Pillow does not read, or reads as other pixels, through FFmpeg."""
     try:
@@ -259,7 +239,7 @@ def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     return ImageError(f"{name}: expected {_EXPECTED}, found {kind}", hint=hint)
 
 
-def _decode(image: Image.Image, name: str, max_source_pixels: int, turn: _Turn) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_source_pixels: int, turn: Turn) -> Image.Image:
     """Check the header's size, decode, and turn upright. The image is not changed, only loaded."""
     check_size(image.width, image.height, name, max_source_pixels)
     turn.wait(image.width * image.height)
