@@ -59,6 +59,7 @@ _BUILT_IN: Final = {
 _FORMATS: Final = {"date": "date", "time": "time", "date-time": 'date "T" time', "uuid": "uuid"}
 _NAMES: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|([a-z][a-z0-9-]*)')
 _MAX_REPEAT: Final = 2000  # llama.cpp refuses to repeat more often
+_MAX_ITEMS: Final = _MAX_REPEAT // 2  # an item and the comma before it are two rules
 _MAX_DEPTH: Final = 64
 _MAX_RULES: Final = 4000  # llama.cpp parses these in some 50 ms
 
@@ -264,7 +265,9 @@ class _Converter:
         return first
 
     def _array(self, schema: Mapping[str, Any], path: str, depth: int) -> str:
-        least, most = sizes_of(schema, "Items", path, _MAX_REPEAT)
+        least, most = sizes_of(schema, "Items", path, _MAX_ITEMS)
+        if most is not None and most > _MAX_ITEMS:
+            most = None  # longer than any reply
         first = [self._visit(p, f"{path}-{i}", depth) for i, p in enumerate(schema.get("prefixItems", ()))]
         items = schema.get("items", True)
         if first:

@@ -33,7 +33,7 @@ FINE: Final = ("ok", REFUSED)
 def child(kind_name: str, first: int, last: int, work: Path) -> None:
     """Run cases and print `NUMBER VERDICT` for each."""
     from fuzz.kinds import KINDS
-    from qvl.runtime.errors import QvlError
+    from qvl.runtime.errors import ContextFullError, QvlError
 
     kind = KINDS[kind_name]
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a debugger's, for each failed assertion
@@ -47,7 +47,7 @@ def child(kind_name: str, first: int, last: int, work: Path) -> None:
             verdict = "ok"
         except QvlError as error:
             verdict = REFUSED
-            if kind.named and path.name not in str(error):
+            if kind.named and path.name not in str(error) and not isinstance(error, ContextFullError):
                 verdict = f"unnamed file: {type(error).__name__}: {error}"
         except MemoryError:
             verdict = "out of memory"

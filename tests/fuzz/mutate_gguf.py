@@ -243,7 +243,7 @@ def change_layers(parts: GGUFParts, rng: Random) -> None:
                     parts.tensors.append(type(part)(name, part.shape, part.kind, 0, part.data))
     if rng.random() < 0.9:
         for pair in parts.pairs:
-            if pair.key.endswith(b"block_count"):
+            if pair.key.endswith(b"block_count") and pair.integer is not None:
                 pair.put(wanted)
     parts.lay_out()
 

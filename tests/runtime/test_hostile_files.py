@@ -24,6 +24,7 @@ from qvl.runtime.errors import CheckpointError, FormatError, GGUFError, ImageErr
 from qvl.runtime.files import parse_json
 from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from qvl.runtime.grammar.schema import schema_to_grammar
+from qvl.runtime.llama.sampler import Sampler, Sampling
 from qvl.runtime.vision.image import open_picture
 
 DEEP = "[" * 2000 + "]" * 2000
@@ -166,3 +167,12 @@ def test_a_model_that_is_shortened_in_place_is_named_before_it_is_read(
             os.truncate(path, 4096)
             with pytest.raises(FormatError, match=f"{path.name}: 4096 bytes, .* shortened while in use"):
                 run()
+
+
+@pytest.mark.parametrize("most", [1000, 1001, 2000, 2001, 1 << 64, 10**300])
+def test_a_schema_of_more_items_than_a_grammar_counts(most: int) -> None:
+    """llama.cpp refuses some of these counts, and others are beyond its integers."""
+    with load(device="cpu", n_ctx=256) as model:
+        for schema in ({"maxItems": most}, {"minItems": 1000, "maxItems": most}):
+            grammar = schema_to_grammar({"type": "array", "items": {"type": "integer"}, **schema})
+            Sampler(model.text.vocab, Sampling(), grammar).close()
