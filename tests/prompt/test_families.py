@@ -121,7 +121,7 @@ def test_a_picture_token_that_is_typed_stays_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fps", "rate", "step"), [(2.0, 2, 2.0), (1.0, 2, 4.0), (2.0, 4, 4.0), (0.5, 2, 8.0)]
+    ("fps", "rate", "step"), [(2.0, 2, 2.0), (1.0, 2, 4.0), (2.0, 4, 4.0), (0.5, 2, 8.0), (8.0, 2, 1.0)]
 )
 def test_qwen2_5_vl_counts_time_in_seconds(fps: float, rate: float, step: float) -> None:
     rules = qwen2_5_vl.rules({}, {"qvl.vision.tokens_per_second": rate})
