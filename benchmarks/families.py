@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,7 +88,7 @@ def measure(args: argparse.Namespace, name: str, kind: str, sizes: list[int]) ->
             turns: dict[str, Callable[[int], Any]] = {
                 who: (lambda n, e=encode, s=size: e(picture(s, s, n))) for who, encode in both.items()
             }
-            seconds = in_turns(turns, args.rounds, args.budget, warm=False)
+            seconds = in_turns(turns, args.rounds, args.budget, args.timer, warm=False)
             middle = {who: median(times) for who, times in seconds.items()}
             ratio = middle["mtmd"] / middle["qvl"]
             found[str(size)] = {**middle, "ratio": ratio, "rounds": len(seconds["qvl"])}
@@ -121,13 +122,17 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a tower, type and size may take")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--results", type=Path, default=HERE / "families.json")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's own time")
     args = parser.parse_args()
+    args.timer = time.perf_counter
+    if args.clock == "cpu":
+        args.threads, args.timer = 1, time.process_time
     for name in args.towers:
         files(args.work, name)
     if args.prepare:
         return
     results = json.loads(args.results.read_text()) if args.results.exists() else {"towers": {}}
-    results |= {"machine": describe_machine().as_dict(), "threads": args.threads}
+    results |= {"machine": describe_machine().as_dict(), "threads": args.threads, "clock": args.clock}
     for kind in args.types:
         for name in args.towers:
             print(f"{name} {kind}", file=sys.stderr)

@@ -22,10 +22,26 @@ MAX_COUNT: Final = 1 << 24  # no real size comes near; keeps products and array 
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN context extension (arXiv 2309.00071), as `rope_scaling` may ask for it."""
+    """YaRN context extension (arXiv 2309.00071), as `rope_scaling` may ask for it.
+
+    Attributes:
+        constants: of beta_fast, beta_slow, attention_factor and extrapolation_factor those that are given, by
+            llama.cpp's names; its defaults are transformers'.
+    """
 
     factor: float
     original_max_position_embeddings: int
+    constants: tuple[tuple[str, float], ...] = ()
+
+
+# config.json's names, and those under `rope.scaling.` in GGUF files (conversion/base.py)
+YARN_CONSTANTS: Final = (
+    ("extrapolation_factor", "yarn_ext_factor"),
+    ("attention_factor", "yarn_attn_factor"),
+    ("attn_factor", "yarn_attn_factor"),
+    ("beta_fast", "yarn_beta_fast"),
+    ("beta_slow", "yarn_beta_slow"),
+)
 
 
 @dataclass(frozen=True)
@@ -224,7 +240,8 @@ def read_text(root: Section, text: Section) -> TextHyperparameters:
     yarn = None
     if kind == "yarn":
         rope.defaults = {**rope.defaults, "original_max_position_embeddings": max_positions}
-        yarn = Yarn(rope.number("factor"), rope.count("original_max_position_embeddings"))
+        given = tuple((key, rope.number(name)) for name, key in YARN_CONSTANTS if rope.get(name) is not None)
+        yarn = Yarn(rope.number("factor"), rope.count("original_max_position_embeddings"), given)
     return TextHyperparameters(
         hidden_size=hidden,
         intermediate_size=text.count("intermediate_size"),

@@ -112,6 +112,7 @@ def decoder_metadata(config: ModelConfig) -> Metadata:
             f"{a}.rope.scaling.type": "yarn",
             f"{a}.rope.scaling.factor": text.yarn.factor,
             f"{a}.rope.scaling.original_context_length": text.yarn.original_max_position_embeddings,
+            **{f"{a}.rope.scaling.{key}": value for key, value in text.yarn.constants},
         }
     return metadata
 

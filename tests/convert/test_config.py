@@ -11,6 +11,7 @@ import pytest
 from support.checkpoint import Shape, Style, config_json, special_ids
 
 from qvl.convert.config import Yarn, read_config
+from qvl.convert.families import qwen2_vl
 from qvl.runtime.errors import CheckpointError
 
 Change = Callable[[dict[str, Any]], object]
@@ -67,6 +68,15 @@ def test_yarn_is_carried(tmp_path: Path) -> None:
         config["rope_scaling"] |= {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 
     assert read_config(save(tmp_path, Style(), change)).text.yarn == Yarn(4.0, 8192)
+
+    def constants(config: dict[str, Any]) -> None:
+        change(config)
+        config["rope_scaling"] |= {"beta_fast": 32, "beta_slow": 1, "attention_factor": 1.1}
+
+    config = read_config(save(tmp_path, Style(), constants))
+    metadata = qwen2_vl.text_metadata(config)
+    kept = {key.split(".")[-1]: value for key, value in metadata.items() if ".yarn_" in key}
+    assert kept == {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": 1.1}
 
 
 def drop(key: str) -> Change:

@@ -31,8 +31,8 @@ def layout(vision: Vision, tokens_per_second: float = TOKENS_PER_SECOND) -> Sequ
 
     Above 4 frames a second the training code (qwen-vl-finetune, rope2d.py) gives several frame pairs one
     position. llama.cpp's causal mask goes by positions, and of two pairs with one position neither would
-    wholly see the other; so pairs are at least one position apart here. On a random model at 8 frames a second
-    the logits' mean KL divergence from transformers' is then 3e-4 in place of 5e-3.
+    wholly see the other; so pairs are at least one position apart here. On a random model at 8 frames a
+    second the logits' mean KL divergence from transformers' is then 3e-4 in place of 5e-3.
     """
     seconds = FRAMES_PER_PATCH / vision.fps if vision.kind == "video" else 0.0
     return [VisionSpan(*vision.grid, time_step=max(1.0, seconds * tokens_per_second))]
