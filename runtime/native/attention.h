@@ -17,8 +17,10 @@ enum {
     CHUNK_MAX = 1026, /* and few enough that their sums stay in L2 */
     MAX_DIM = 128,    /* the widest head */
     MAX_BLOCKS = MAX_DIM / WIDE_BLOCK,
-    WEIGHT_LIMIT = WIDE_LIMIT,
+    WEIGHT_LIMIT = 5700, /* the largest weight, below WIDE_LIMIT */
 };
+
+#define WEIGHT_LOG2 12.4767464f /* of WEIGHT_LIMIT */
 
 /* One head of one segment, packed; n_pad is n rounded up to WIDE_BLOCK. */
 struct head {
@@ -33,6 +35,7 @@ static void pack_keys(const struct head * h, const char * k, int64_t stride) {
     for (int64_t first = 0; first < h->n_pad; first += PANEL) {
         for (int i = 0; i < PANEL; i++) {
             if (first + i < h->n) {
+                fetch(k + (first + i + AHEAD) * stride, h->dim * 4, 0);
                 put_wide_row(rows[i], (const float *) (k + (first + i) * stride), h->dim);
             } else {
                 memset(rows[i], 0, sizeof rows[i]);
@@ -51,6 +54,7 @@ static void pack_values(const struct head * h, const char * v, int64_t stride) {
             const int n = h->dim - p * PANEL < PANEL ? h->dim - p * PANEL : PANEL;
             memset(part, 0, sizeof part);
             for (int j = 0; j < WIDE_BLOCK && first + j < h->n; j++) {
+                fetch(v + (first + j + AHEAD) * stride + p * PANEL * 4, n * 4, 0);
                 memcpy(part[j], v + (first + j) * stride + p * PANEL * 4, (size_t) n * 4);
             }
             for (int j = 0; j < WIDE_BLOCK; j += LANES) {
@@ -98,10 +102,10 @@ INLINE float weights_of(struct wide * out, const float * scores, int width, floa
     vf total = splat(0.0f);
     for (int b = 0; b < blocks; b++, out++, scores += WIDE_BLOCK) {
 #if WIDE_INTEGER
-        const float ratio = power[b] / WEIGHT_LIMIT;
+        const float ratio = power[b] / WEIGHT_LIMIT, shift = best[b] - WEIGHT_LOG2;
         vi sum = splat_int(0);
         for (int i = 0; i < WIDE_BLOCK; i += LANES) {
-            const vi q = nearest(exp2_of(load(scores + i) * splat(scale) - splat(best[b])) * splat(WEIGHT_LIMIT));
+            const vi q = nearest(rough_exp2(load(scores + i) * splat(scale) - splat(shift)));
             store_narrow(out->q + i, q);
             sum += q;
         }

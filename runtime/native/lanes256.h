@@ -14,6 +14,7 @@ typedef int32_t vi __attribute__((vector_size(32)));
 
 INLINE vf splat(float x) { return (vf) _mm256_set1_ps(x); }
 INLINE vi splat_int(int32_t x) { return (vi) _mm256_set1_epi32(x); }
+INLINE vi nearest(vf x) { return (vi) _mm256_cvtps_epi32((__m256) x); } /* ties to even */
 INLINE vf larger(vf a, vf b) { return (vf) _mm256_max_ps((__m256) a, (__m256) b); }
 INLINE vf smaller(vf a, vf b) { return (vf) _mm256_min_ps((__m256) a, (__m256) b); }
 

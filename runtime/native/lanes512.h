@@ -14,6 +14,7 @@ typedef int32_t vi __attribute__((vector_size(64)));
 
 INLINE vf splat(float x) { return (vf) _mm512_set1_ps(x); }
 INLINE vi splat_int(int32_t x) { return (vi) _mm512_set1_epi32(x); }
+INLINE vi nearest(vf x) { return (vi) _mm512_cvtps_epi32((__m512) x); } /* ties to even */
 INLINE vf larger(vf a, vf b) { return (vf) _mm512_max_ps((__m512) a, (__m512) b); }
 INLINE vf smaller(vf a, vf b) { return (vf) _mm512_min_ps((__m512) a, (__m512) b); }
 INLINE float across_max(vf x) { return _mm512_reduce_max_ps((__m512) x); }

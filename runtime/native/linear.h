@@ -11,7 +11,6 @@
 enum {
     TILE = 64,     /* rows of W whose sums are kept: whole blocks of the next layer's input */
     COLUMNS = 768, /* columns of x whose sums for a tile fit L2 */
-    AHEAD = 4,     /* columns */
 };
 
 /* The format of x: the one that suits W's type best, unless the caller chose another that W has. */
@@ -32,18 +31,6 @@ INLINE void multiply(float * sums, const char * panel, const struct weight_type 
         multiply_bytes(sums, TILE, panel, x, x_stride, n, 1, 8);
     } else {
         multiply_bytes(sums, TILE, panel, x, x_stride, n, 1, 4);
-    }
-}
-
-/* Ask for `bytes` at p before they are read or written: what a tile touches of each column is too short for the
- * processor to see a pattern. */
-INLINE void fetch(const char * p, int64_t bytes, const int write) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-        if (write) {
-            __builtin_prefetch(p + i, 1);
-        } else {
-            __builtin_prefetch(p + i, 0);
-        }
     }
 }
 
@@ -107,9 +94,6 @@ static void tile(struct ggml_tensor * dst, char * memory, int64_t start, int64_t
                 }
                 columns = tail;
                 stride = row;
-            }
-            for (int r = ROWS; r < 2 * ROWS; r++) {
-                fetch(columns + r * stride, row_bytes(format, depth), 0);
             }
             for (int part = 0; part < rows; part += PANEL) {
                 multiply(sums + j * TILE + part, panels + part / PANEL * PANEL_BYTES, kind, format, columns, stride, depth);

@@ -25,6 +25,7 @@ typedef int32_t vi __attribute__((vector_size(16)));
 
 INLINE vf splat(float x) { return (vf) vdupq_n_f32(x); }
 INLINE vi splat_int(int32_t x) { return (vi) vdupq_n_s32(x); }
+INLINE vi nearest(vf x) { return (vi) vcvtnq_s32_f32((float32x4_t) x); } /* ties to even */
 INLINE vf larger(vf a, vf b) { return (vf) vmaxq_f32((float32x4_t) a, (float32x4_t) b); }
 INLINE vf smaller(vf a, vf b) { return (vf) vminq_f32((float32x4_t) a, (float32x4_t) b); }
 INLINE float across_max(vf x) { return vmaxvq_f32((float32x4_t) x); }
