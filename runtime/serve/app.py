@@ -25,7 +25,7 @@ from qvl.runtime.serve.state import State
 from qvl.runtime.serve.worker import Worker
 
 HERE: Final = Path(__file__).parent
-PATIENCE: Final = 10.0  # seconds that requests under way have at the end
+PATIENCE: Final = 8.0  # seconds that requests under way have at the end; the server is gone in ten
 _N_BATCH: Final = 512
 
 
