@@ -59,3 +59,14 @@ def test_its_python_compiles() -> None:
     assert blocks
     for block in blocks:
         compile(block, "README.md", "exec")
+
+
+def test_ideas_of_the_papers_are_where_the_page_says() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"\| `([a-z0-9_/]+\.py)`: `(\w+)` \|$", page, re.M)
+    assert len(places) > 10
+    for path, name in places:
+        found = re.search(
+            rf"^ *(def|class) {name}\b|^{name}\b", (ROOT / path).read_text(encoding="utf-8"), re.M
+        )
+        assert found, f"{path} defines no {name}"

@@ -3,14 +3,10 @@
 The steps are those of transformers' `Qwen2VLImageProcessorPil`, and so are the numbers: `smart_resize`,
 Pillow's own bicubic with antialias, rescale by 1/255 and normalize, cut into patches. The picture stays in
 bytes until it lies in patch order; one pass then makes the floats and writes each where it belongs.
-
-Qwen2-VL, section 2.1, "Naive Dynamic Resolution": a picture keeps its aspect ratio, each side a multiple of
-28 pixels, which become one token each 28x28.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qvl.runtime.errors import GGUFError, ImageError, InputError, check_whole
-from qvl.runtime.vision.grid import MERGE_SIZE, PATCH_SIZE, TOKEN_PIXELS, Grid, merged, n_patches
+from qvl.runtime.vision.dynamic_resolution import MAX_PIXELS, MIN_PIXELS, smart_resize
+from qvl.runtime.vision.grid import MERGE_SIZE, PATCH_SIZE, Grid, merged, n_patches
 from qvl.runtime.vision.header import value
-from qvl.runtime.vision.image import MAX_ASPECT_RATIO
 from qvl.runtime.vision.size import PictureInfo
 from qvl.runtime.vision.video_options import VideoOptions
 
@@ -31,8 +27,6 @@ Picture: TypeAlias = Image.Image | NDArray[np.uint8]
 """A decoded picture: a PIL image of mode RGB, or uint8 [h, w, 3]."""
 
 # preprocessor_config.json of Qwen/Qwen2-VL-2B and its siblings
-MIN_PIXELS = 4 * TOKEN_PIXELS
-MAX_PIXELS = 16384 * TOKEN_PIXELS
 _MOST_TOKENS = 1 << 18  # max_position_embeddings of Qwen3-VL
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,52 +42,6 @@ _KEYS: Final = {
 }
 _SAMPLING: Final = VideoOptions()
 _SIDE: Final = "clip.vision.image_size"  # nominal, where pictures keep their aspect ratio
-
-
-def smart_resize(
-    height: int,
-    width: int,
-    *,
-    factor: int = PATCH_SIZE * MERGE_SIZE,
-    min_pixels: int = MIN_PIXELS,
-    max_pixels: float = MAX_PIXELS,
-) -> tuple[int, int]:
-    """The size nearest to a picture's own whose sides are multiples of `factor` and whose area is in bounds.
-
-    Equal to transformers' function of this name (`image_processing_pil_qwen2_vl.py`) wherever that
-    returns, Python's rounding of halves to even included. The bounds may be missed where both cannot be
-    kept: by a picture so narrow that a side would be under `factor`, or with bounds close together.
-
-    Args:
-        height, width: the picture's size in pixels.
-        factor: patch_size times merge_size, in pixels.
-        min_pixels, max_pixels: bounds of the area, in pixels; qwen-vl-utils passes fractions for videos.
-
-    Returns:
-        (height, width) in pixels.
-
-    Raises:
-        ImageError: the aspect ratio is over 200, or a side is zero.
-    """
-    if min(height, width) < 1:
-        raise ImageError(f"a picture of {width}x{height} pixels, expected at least 1x1")
-    ratio = max(height, width) / min(height, width)
-    if ratio > MAX_ASPECT_RATIO:
-        raise ImageError(
-            f"absolute aspect ratio must be smaller than {MAX_ASPECT_RATIO}, got {ratio}",
-            hint="crop the picture",
-        )
-    h = round(height / factor) * factor
-    w = round(width / factor) * factor
-    if h * w > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        h = max(factor, math.floor(height / shrink / factor) * factor)
-        w = max(factor, math.floor(width / shrink / factor) * factor)
-    elif h * w < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        h = math.ceil(height * grow / factor) * factor
-        w = math.ceil(width * grow / factor) * factor
-    return h, w
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from PIL import Image
 
 from qvl.runtime.errors import Cancelled, ImageError, VideoError
 from qvl.runtime.vision.clip import Clip, CutShort
+from qvl.runtime.vision.dynamic_resolution import smart_resize
 from qvl.runtime.vision.frames import Frames, VideoSource, open_frames, video_name
 from qvl.runtime.vision.image import MAX_ASPECT_RATIO
-from qvl.runtime.vision.preprocess import Picture, Preprocessor, smart_resize
+from qvl.runtime.vision.preprocess import Picture, Preprocessor
 from qvl.runtime.vision.video_options import VideoOptions
 
 Watch: TypeAlias = Callable[[float], bool | None]

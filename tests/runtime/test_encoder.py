@@ -18,7 +18,6 @@ from support.patterns import pattern
 
 from qvl.convert import Converted, convert
 from qvl.runtime.errors import BackendError, Cancelled, GGUFError, InputError
-from qvl.runtime.families.qwen2_vl import tower as qwen2_vl
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.native import kernels, levels
 from qvl.runtime.vision.attention import FlashAttention, TiledAttention
@@ -26,6 +25,7 @@ from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.grid import segments
 from qvl.runtime.vision.layers import Exact
 from qvl.runtime.vision.preprocess import Patches
+from qvl.runtime.vision.rope_2d import rotary_positions
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "encoder.npz"
@@ -172,7 +172,7 @@ def test_positions_follow_merge_order(merged: list[tuple[int, int, int]]) -> Non
         for dy in range(2)
         for dx in range(2)
     ]
-    found = qwen2_vl.positions(grids)
+    found = rotary_positions(grids)
     n = len(expected)
     assert list(zip(found[:n].tolist(), found[n : 2 * n].tolist(), strict=True)) == expected
     assert not found[2 * n :].any()

@@ -16,7 +16,8 @@ from support.make_vision_golden import IMAGES, VIDEOS, sample, video_frames
 from support.patterns import pattern
 
 from qvl.runtime.errors import GGUFError, ImageError, InputError
-from qvl.runtime.vision.preprocess import MAX_PIXELS, MEAN, MIN_PIXELS, STD, Preprocessor, smart_resize
+from qvl.runtime.vision.dynamic_resolution import MAX_PIXELS, MIN_PIXELS, smart_resize
+from qvl.runtime.vision.preprocess import MEAN, STD, Preprocessor
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 

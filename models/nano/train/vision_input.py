@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.models.nano.train.answer import THINGS
-from qvl.runtime.vision import preprocess
+from qvl.runtime.vision import dynamic_resolution, preprocess
 
 PATCH, MERGE, FACTOR = 14, 2, 28
 MIN_PIXELS, MAX_PIXELS = 24 * FACTOR**2, 36 * FACTOR**2
@@ -23,7 +23,7 @@ COVERED = 0.18  # a patch counts as showing a thing when it covers at least this
 
 def smart_resize(height: int, width: int) -> tuple[int, int]:
     """(height, width) as multiples of 28 with the area in [MIN_PIXELS, MAX_PIXELS]: the runtime's."""
-    return preprocess.smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    return dynamic_resolution.smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
 
 def resized(pixels: np.ndarray) -> np.ndarray:

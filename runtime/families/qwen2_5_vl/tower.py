@@ -24,8 +24,6 @@ from qvl.runtime.families.qwen2_vl.tower import (
     CHANNELS,
     FRAMES_PER_PATCH,
     PATCH_KERNELS,
-    positions,
-    rotary_heads,
     split_names,
 )
 from qvl.runtime.ggml import library as ggml
@@ -36,6 +34,7 @@ from qvl.runtime.ggml.weights import Array, Weights
 from qvl.runtime.vision.grid import TOKEN_PIXELS, Grid, Runs, merged, n_patches, segments
 from qvl.runtime.vision.layers import Layers
 from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.rope_2d import rotary_heads, rotary_positions
 from qvl.runtime.vision.tensors import (
     check_heads,
     check_merge,
@@ -209,7 +208,7 @@ def windows(grids: Sequence[Grid], side: int, merge_size: int) -> tuple[NDArray[
 def inputs(config: VisionConfig, grids: Sequence[Grid]) -> dict[str, NDArray[Any]]:
     """The graph's inputs beside the pixels: positions and permutations in both orders."""
     order, _ = windows(grids, config.window, config.merge_size)
-    where = positions(grids, config.merge_size)
+    where = rotary_positions(grids, config.merge_size)
     in_windows = where.reshape(4, -1, config.merge_size**2)[:, order].reshape(-1)
     back = np.argsort(order).astype(np.int32)
     return {"positions": where, "window positions": in_windows, "to windows": order, "to frames": back}

@@ -25,8 +25,6 @@ from qvl.runtime.families.qwen2_vl.tower import (
     CHANNELS,
     FRAMES_PER_PATCH,
     PATCH_KERNELS,
-    positions,
-    rotary_heads,
 )
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.devices import Device
@@ -36,6 +34,7 @@ from qvl.runtime.ggml.weights import Array, Weights
 from qvl.runtime.vision.grid import Grid, segments
 from qvl.runtime.vision.layers import Layers
 from qvl.runtime.vision.preprocess import Preprocessor
+from qvl.runtime.vision.rope_2d import rotary_heads, rotary_positions
 from qvl.runtime.vision.tensors import (
     check_heads,
     check_merge,
@@ -223,7 +222,7 @@ def interpolation(
 def inputs(config: VisionConfig, grids: Sequence[Grid]) -> dict[str, NDArray[Any]]:
     """The graph's inputs beside the pixels."""
     indices, shares = interpolation(grids, config.table_side, config.merge_size)
-    where = positions(grids, config.merge_size)
+    where = rotary_positions(grids, config.merge_size)
     return {"positions": where, "corners": indices, "shares": shares}
 
 
