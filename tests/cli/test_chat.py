@@ -375,9 +375,9 @@ def test_a_picture_that_does_not_fit_says_what_would(
 def test_a_long_input_shows_at_once_that_it_is_read(model: Path) -> None:
     """Before it is tokenized, and before any progress is reported."""
     text = "word " * 2200
-    with Terminal([*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-c", "4096", text]) as terminal:
+    with Terminal([*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-c", "16384", text]) as terminal:
         terminal.expect("reading")
-        assert terminal.exit_code() == 0
-    with Terminal([*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-q", text]) as terminal:
+        assert terminal.exit_code() == 0, terminal.text[-300:]
+    with Terminal([*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-c", "16384", "-q", text]) as terminal:
         assert terminal.exit_code() == 0
         assert "reading" not in terminal.text
