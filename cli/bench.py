@@ -24,14 +24,15 @@ _N_CTX: Final = 4096
 Sizes = Annotated[
     str,
     typer.Option(
-        "--sizes", metavar="N,WxH,…", help="Sizes of pictures to encode; the first is asked about too."
+        "--sizes", metavar="N,WxH,…", help="Picture sizes to encode; the first is also asked about."
     ),
 ]
 Repeat = Annotated[
-    int, typer.Option("-r", "--repeat", metavar="N", min=1, help="Repetitions at most; medians are shown.")
+    int,
+    typer.Option("-r", "--repeat", metavar="N", min=1, help="At most N repetitions; the median is shown."),
 ]
-Read = Annotated[int, typer.Option("--read", metavar="N", min=1, help="Tokens of a prompt.")]
-Write = Annotated[int, typer.Option("--write", metavar="N", min=1, help="Tokens of a reply.")]
+Read = Annotated[int, typer.Option("--read", metavar="N", min=1, help="Prompt length in tokens.")]
+Write = Annotated[int, typer.Option("--write", metavar="N", min=1, help="Reply length in tokens.")]
 
 
 @options.grouped
@@ -122,7 +123,7 @@ def parse_size(text: str) -> Size:
     """
     match = re.fullmatch(r"\s*([1-9]\d*)(?:x([1-9]\d*))?\s*", text)
     if match is None:
-        raise InputError(f"{text!r} is no size of a picture", hint="--sizes 448,1600x400")
+        raise InputError(f"{text!r} is not the size of a picture", hint="for example --sizes 448,1600x400")
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -153,7 +154,7 @@ def _setting(subject: Subject, machine: Machine) -> list[str]:
         *machine.devices,
     ]
     if subject.encoder is not None:
-        lines.append(f"image encoder by {subject.encoder}")
+        lines.append(f"image encoder: {subject.encoder}")
     return [*lines, f"{subject.threads} threads"]
 
 

@@ -10,13 +10,13 @@ from qvl.cli.output import Output, human_bytes
 
 _SHOWN: Final = ("directory", "entries", "n_bytes", "max_bytes")
 
-Clear = Annotated[bool, options.flag("--clear", help="Forget all of it.")]
+Clear = Annotated[bool, options.flag("--clear", help="Delete all of it.")]
 
 
 def cache(clear: Clear = False, json: options.Json = False) -> None:
-    """Show or clear what is kept of pictures.
+    """Show or clear the cache of encoded pictures.
 
-    `qvl chat` keeps what the image encoder made of a picture, so that asking about it again starts at once.
+    `qvl chat` keeps encoded pictures, so that asking about one again starts at once.
     """
     from qvl.runtime.files import default_directory
     from qvl.runtime.vision.cache import EmbeddingCache

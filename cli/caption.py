@@ -52,39 +52,45 @@ Trigger = Annotated[
     typer.Option("--trigger", metavar="WORD", help="Put first where a caption lacks it; can be repeated."),
 ]
 StartWith = Annotated[
-    str, typer.Option("--start-with", metavar="TEXT", help="Begin every caption so; the model goes on.")
+    str,
+    typer.Option("--start-with", metavar="TEXT", help="Begin every caption with this; the model continues."),
 ]
 Schema = Annotated[
     Path | None, typer.Option("--schema", metavar="FILE", help="Captions in JSON that fits this JSON schema.")
 ]
-Samples = Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Captions of each picture.")]
+Samples = Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Captions per picture.")]
 OutputFile = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="FILE", help="JSONL, or CSV by its suffix. Default: stdout."),
 ]
 Sidecar = Annotated[
-    bool, options.flag("--sidecar", help="A text file beside each picture; .txt, or the suffix that follows.")
+    bool,
+    options.flag("--sidecar", help="A text file beside each picture: .txt, or the suffix given after it."),
 ]
 OutDir = Annotated[
     Path | None,
-    typer.Option("--out-dir", metavar="DIR", help="Text files in this folder, which mirrors the pictures'."),
+    typer.Option(
+        "--out-dir", metavar="DIR", help="Text files below this folder, in subfolders like the pictures'."
+    ),
 ]
-Overwrite = Annotated[bool, options.flag("--overwrite", help="Caption again what has a caption.")]
-Append = Annotated[bool, options.flag("--append", help="Add to the captions there are.")]
-Prepend = Annotated[bool, options.flag("--prepend", help="Put before the captions there are.")]
+Overwrite = Annotated[bool, options.flag("--overwrite", help="Replace existing captions.")]
+Append = Annotated[bool, options.flag("--append", help="Add to existing captions.")]
+Prepend = Annotated[bool, options.flag("--prepend", help="Put before existing captions.")]
 RetryErrors = Annotated[bool, options.flag("--retry-errors", help="Try again what failed.")]
 AcceptChanges = Annotated[
-    bool, options.flag("--accept-changes", help="Go on in a file that was begun with other settings.")
+    bool, options.flag("--accept-changes", help="Continue a file that was made with other settings.")
 ]
 Parallel = Annotated[
-    str, typer.Option("--parallel", metavar="N", help="Pictures at once; auto goes by memory and cores.")
+    str, typer.Option("--parallel", metavar="N", help="Pictures at a time; auto chooses by memory and cores.")
 ]
 Ray = Annotated[
-    bool, options.flag("--ray", help="On a Ray cluster; its address may follow. Needs the ray extra.")
+    bool, options.flag("--ray", help="Run on a Ray cluster; its address may follow. Needs qvl[ray].")
 ]
 Actors = Annotated[
     int | None,
-    typer.Option("--actors", metavar="N", min=1, help="Models on the cluster. Default: GPUs, else machines."),
+    typer.Option(
+        "--actors", metavar="N", min=1, help="Models on the cluster. Default: one per GPU, else per machine."
+    ),
 ]
 
 
@@ -92,7 +98,9 @@ Actors = Annotated[
 class ModelOptions(options.ModelOptions):
     """As of `qvl chat`, but for the context: all pictures that are under way share one."""
 
-    n_ctx: Annotated[int | None, options.ctx_size(help="Tokens of the context all share.")] = None
+    n_ctx: Annotated[int | None, options.ctx_size(help="Context size in tokens, shared by all pictures.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def caption(
 
     out = Output(quiet, verbose)
     if actors is not None and not ray:
-        raise typer.BadParameter("without --ray there are none", param_hint="--actors")
+        raise typer.BadParameter("needs --ray", param_hint="--actors")
     paths, sidecar_suffix = _take(paths, _SUFFIX, sidecar)
     paths, address = _take(paths, _ADDRESS, ray)
     found = find_inputs(paths)

@@ -169,7 +169,7 @@ def _interrupts(stop: Stop, out: Output) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         if not stop.soon:
-            out.note("finishing the pictures in flight; Ctrl-C again stops at once")
+            out.note("finishing the pictures under way; press Ctrl-C again to stop at once")
         stop.request()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -230,13 +230,13 @@ class Report:
         tally = self._tally
         parts = [f"{tally.done} captioned"]
         if tally.copied:
-            parts[0] += f" ({tally.copied} copied from an equal picture)"
+            parts[0] += f" ({tally.copied} copied from identical pictures)"
         if tally.failed:
             parts.append(f"{tally.failed} failed")
         if tally.skipped:
             parts.append(f"{tally.skipped} done before")
         if tally.renamed:
-            parts.append(f"{tally.renamed} of all are in it under another path")
+            parts.append(f"{tally.renamed} recorded under another path")
         if tally.failed_before:
             parts.append(f"{tally.failed_before} of them had failed (--retry-errors tries them again)")
         if tally.interrupted:

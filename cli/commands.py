@@ -11,9 +11,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("qvl.cli.serve", "Serve a model over HTTP."),
     "convert": ("qvl.cli.convert", "Turn a checkpoint into two GGUF files."),
     "inspect": ("qvl.cli.inspect", "Show what a GGUF file holds."),
-    "models": ("qvl.cli.models", "List the models on this machine, and those that can be had."),
+    "models": ("qvl.cli.models", "List the models on this machine, and those to download."),
     "bench": ("qvl.cli.bench", "Measure how fast a model runs here."),
-    "cache": ("qvl.cli.cache", "Show or clear what is kept of pictures."),
+    "cache": ("qvl.cli.cache", "Show or clear the cache of encoded pictures."),
     "verify": ("qvl.cli.verify", "Measure what a model lost against a reference."),
     "imatrix": ("qvl.cli.imatrix", "Calibrate on pictures, for convert --imatrix."),
 }

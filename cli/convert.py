@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A folder with safetensors, or a repository id of the hub.")
 ]
-OutDir = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the two files go.")]
-TextType = Annotated[str, typer.Option("--type", metavar="T", help="q4_k_m, q8_0, f16, … of the decoder.")]
+OutDir = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the two files.")]
+TextType = Annotated[
+    str, typer.Option("--type", metavar="T", help="Type of the decoder: q4_k_m, q8_0, f16, …")
+]
 VisionType = Annotated[
-    str, typer.Option("--vision-type", metavar="T", help="q8_0, f16, q4_k, … of the image encoder.")
+    str, typer.Option("--vision-type", metavar="T", help="Type of the image encoder: q8_0, f16, q4_k, …")
 ]
 Imatrix = Annotated[
     Path | None,
@@ -31,23 +33,32 @@ TensorType = Annotated[
     typer.Option("--tensor-type", metavar="REGEX=T", help="Another type for some tensors; can be repeated."),
 ]
 EmbeddingType = Annotated[
-    str | None, typer.Option("--token-embedding-type", metavar="T", help="Of token_embd.weight.")
+    str | None, typer.Option("--token-embedding-type", metavar="T", help="Type of token_embd.weight.")
 ]
-HeadType = Annotated[str | None, typer.Option("--output-type", metavar="T", help="Of output.weight.")]
+HeadType = Annotated[str | None, typer.Option("--output-type", metavar="T", help="Type of output.weight.")]
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", help="What the files are called. Default: as the source."),
+    typer.Option("--name", metavar="NAME", help="Name of the files. Default: the source's."),
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of the repository.")
 ]
 FitTo = Annotated[
     str | None,
-    typer.Option("--fit", metavar="SIZE", help="Take the best types that run in SIZE of memory (3GB)."),
+    typer.Option(
+        "--fit", metavar="SIZE", help="Choose the best types that run in SIZE of memory, such as 3GB."
+    ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("-t", "--threads", metavar="N", min=1, max=512, help="Default: one for each logical core."),
+    typer.Option(
+        "-t",
+        "--threads",
+        metavar="N",
+        min=1,
+        max=512,
+        help="Threads to use. Default: one for each logical core.",
+    ),
 ]
 Force = Annotated[bool, options.flag("--force", help="Overwrite files that exist.")]
 

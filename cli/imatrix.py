@@ -11,32 +11,30 @@ from qvl.cli import options
 from qvl.cli.output import Output
 
 Images = Annotated[
-    Path | None, typer.Option("--images", metavar="DIR", help="Pictures to run, the more the better.")
+    Path | None, typer.Option("--images", metavar="DIR", help="Pictures to calibrate on; more are better.")
 ]
 Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", metavar="FILE", help="A question a line, or JSON lines {image, prompt}."),
 ]
 Text = Annotated[
-    Path | None, typer.Option("--text", metavar="FILE", help="Text to run, alone or besides pictures.")
+    Path | None, typer.Option("--text", metavar="FILE", help="Text to calibrate on, alone or with pictures.")
 ]
 Out = Annotated[
     Path, typer.Option("-o", "--out", metavar="FILE", help="The importance matrix (GGUF) to write.")
 ]
 ReplyTokens = Annotated[
     int,
-    typer.Option("-n", "--max-tokens", metavar="N", min=0, help="Of the model's reply to each picture."),
+    typer.Option("-n", "--max-tokens", metavar="N", min=0, help="Tokens of the reply to each picture."),
 ]
-Chunk = Annotated[int, typer.Option("--chunk", metavar="N", min=16, help="Tokens of a piece of text.")]
-SaveEvery = Annotated[
-    int, typer.Option("--save-every", metavar="N", min=1, help="Prompts between two saves.")
-]
-Head = Annotated[bool, options.flag("--head", help="Count the output matrix too.")]
+Chunk = Annotated[int, typer.Option("--chunk", metavar="N", min=16, help="Tokens per piece of text.")]
+SaveEvery = Annotated[int, typer.Option("--save-every", metavar="N", min=1, help="Prompts between saves.")]
+Head = Annotated[bool, options.flag("--head", help="Include the output matrix.")]
 Squares = Annotated[
     bool,
     options.flag("--squares-only", help="Leave out products of inputs: a small file, as llama-imatrix's."),
 ]
-Force = Annotated[bool, options.flag("--force", help="Begin anew if the file exists.")]
+Force = Annotated[bool, options.flag("--force", help="Start over if the file exists.")]
 
 
 def imatrix(

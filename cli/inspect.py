@@ -31,11 +31,11 @@ def inspect(
         int | None, typer.Option("-c", "--ctx-size", metavar="N", min=1, help="Tokens of the context.")
     ] = None,
     memory: Annotated[
-        bool, options.flag("--memory", help="Predict the peak memory of a run of the model, and only that.")
+        bool, options.flag("--memory", help="Show only the predicted peak memory of running the model.")
     ] = False,
     mmproj: options.Mmproj = None,
     image_size: Annotated[
-        str | None, typer.Option("--image-size", metavar="WxH", help="Of the picture, for --memory.")
+        str | None, typer.Option("--image-size", metavar="WxH", help="Picture size for --memory.")
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -99,7 +99,7 @@ def gguf_files(path: Path) -> list[Path]:
         raise InputError(
             f"{path}: a checkpoint, not GGUF files", hint=f"qvl convert {path} -o OUT makes them"
         )
-    raise InputError(f"{path}: no GGUF file in this folder", hint="give the path of a GGUF file")
+    raise InputError(f"{path}: no .gguf file in this folder", hint="give the path of a GGUF file")
 
 
 def report(file: GGUFFile, contexts: tuple[int, ...]) -> dict[str, Any]:

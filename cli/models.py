@@ -17,7 +17,7 @@ _TYPE: Final = "q4_k_m"  # what `qvl convert` makes when it is not told otherwis
 
 
 def models(json: options.Json = False) -> None:
-    """List the models on this machine, and those that can be had."""
+    """List the models on this machine, and those to download."""
     from qvl.cli.local import local_models
 
     out = Output()
@@ -38,7 +38,7 @@ def local_text(here: Sequence[Local], width: int | None = None) -> str:
     ]
     if not rows:
         return ""
-    note = "* is used where -m names none; QVL_MODEL=FILE|DIR chooses another"
+    note = "* the default, used without -m; set QVL_MODEL to choose another"
     return f"{format_table(rows, ('  on this machine', 'size'), width=width)}\n{note}"
 
 
@@ -78,7 +78,7 @@ def as_text(known: list[dict[str, Any]], width: int | None = None) -> str:
     example = next((m["hub"] for m in known if m["hub"]), "REPOSITORY")
     return (
         f"{format_table(rows, header, width=width)}\n\n"
-        f"untried: rounded sizes; not yet converted and run by the project.\n"
-        f"converted: both files at the defaults, q4_k_m and q8_0. To get one and use it:\n"
+        f"untried: not yet converted and run by this project; sizes are rounded.\n"
+        f"converted: both files, with the default types q4_k_m and q8_0. To convert and use one:\n"
         f"  qvl convert {example} -o models && qvl chat -m models"
     )

@@ -28,7 +28,10 @@ Mmproj = Annotated[
     typer.Option("--mmproj", metavar="FILE", help="The vision GGUF, if not beside the text file."),
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda0, metal, rpc:HOST:PORT.")
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="Device to run on: auto, cpu, cuda0, metal, rpc:HOST:PORT."
+    ),
 ]
 GpuLayers = Annotated[
     int | None,
@@ -38,7 +41,14 @@ ctx_size = partial(typer.Option, "-c", "--ctx-size", metavar="N", min=64)
 CtxSize = Annotated[int, ctx_size(help="Tokens the context holds.")]
 Threads = Annotated[
     int | None,
-    typer.Option("-t", "--threads", metavar="N", min=1, max=512, help="Default: one for each physical core."),
+    typer.Option(
+        "-t",
+        "--threads",
+        metavar="N",
+        min=1,
+        max=512,
+        help="Threads to use. Default: one for each physical core.",
+    ),
 ]
 MinPixels = Annotated[
     int | None,
@@ -52,7 +62,7 @@ ImageDetail = Annotated[
     typer.Option(
         "--image-detail",
         metavar="low|auto|high",
-        help="Size of pictures: 256 tokens at most, what takes seconds here, or all there is.",
+        help="How large to encode pictures: at most 256 tokens, what takes seconds here, or in full.",
     ),
 ]
 Precision = Annotated[
@@ -99,7 +109,7 @@ MinP = Annotated[
 ]
 RepeatPenalty = Annotated[
     float | None,
-    typer.Option("--repeat-penalty", metavar="X", min=0.01, help="Over 1 discourages repetition."),
+    typer.Option("--repeat-penalty", metavar="X", min=0.01, help="Above 1 discourages repetition."),
 ]
 PresencePenalty = Annotated[
     float | None,
@@ -108,7 +118,7 @@ PresencePenalty = Annotated[
         metavar="X",
         min=-2.0,
         max=2.0,
-        help="Over 0 discourages all that the reply has said already.",
+        help="Above 0 discourages tokens that the reply already has.",
     ),
 ]
 Seed = Annotated[
@@ -118,7 +128,7 @@ Seed = Annotated[
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
 Json = Annotated[bool, flag("--json", help="Print JSON.")]
 Quiet = Annotated[bool, flag("-q", "--quiet", help="Only warnings and errors on stderr.")]
-Verbose = Annotated[bool, flag("-v", "--verbose", help="Timings, and llama.cpp's log, on stderr.")]
+Verbose = Annotated[bool, flag("-v", "--verbose", help="Also timings, and llama.cpp's log, on stderr.")]
 
 
 @dataclass(frozen=True)

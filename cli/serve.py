@@ -26,10 +26,10 @@ ApiKey = Annotated[
     typer.Option("--api-key", metavar="KEY", help="Ask for this key. Default: QVL_API_KEY, else none."),
 ]
 Parallel = Annotated[
-    int, typer.Option("--parallel", metavar="N", min=1, max=256, help="Replies written at the same time.")
+    int, typer.Option("--parallel", metavar="N", min=1, max=256, help="Replies generated at the same time.")
 ]
 Queue = Annotated[
-    int, typer.Option("--queue", metavar="N", min=0, max=100_000, help="Requests that may wait beyond those.")
+    int, typer.Option("--queue", metavar="N", min=0, max=100_000, help="Requests that may wait in the queue.")
 ]
 MediaPath = Annotated[
     Path | None,
@@ -37,7 +37,9 @@ MediaPath = Annotated[
 ]
 Cors = Annotated[
     list[str] | None,
-    typer.Option("--cors", metavar="ORIGIN", help="Let pages of this origin call. Can be repeated."),
+    typer.Option(
+        "--cors", metavar="ORIGIN", help="Allow requests from pages of this origin; can be repeated."
+    ),
 ]
 
 

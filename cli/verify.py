@@ -21,23 +21,24 @@ _HEADER: Final = ("", "KL mean", "KL 99%", "KL max", "top-1", "perplexity", "cha
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A text GGUF, a folder, or a checkpoint.")]
 Against = Annotated[
-    str, typer.Option("--against", metavar="REFERENCE", help="The same: what MODEL is compared with.")
+    str, typer.Option("--against", metavar="REFERENCE", help="The model to compare with, given likewise.")
 ]
 AgainstMmproj = Annotated[
     Path | None, typer.Option("--against-mmproj", metavar="FILE", help="The reference's vision GGUF.")
 ]
 Images = Annotated[
-    Path | None, typer.Option("--images", metavar="DIR", help="Pictures to ask about. Default: samples.")
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="Pictures to ask about. Default: qvl's samples."),
 ]
 Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", metavar="FILE", help="A question a line, or JSON lines {image, prompt}."),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Ask at most N questions.")]
-Parts = Annotated[bool, options.flag("--parts/--no-parts", help="Say which part costs how much.")]
+Parts = Annotated[bool, options.flag("--parts/--no-parts", help="Measure what each part loses.")]
 MaxKl = Annotated[
     float | None,
-    typer.Option("--max-kl", metavar="X", min=0.0, help="Fail (exit code 1) over this mean KL."),
+    typer.Option("--max-kl", metavar="X", min=0.0, help="Exit with 1 if the mean KL is higher."),
 ]
 
 
@@ -121,12 +122,12 @@ def as_text(report: Report, verbose: bool = False, width: int | None = None) -> 
         ranked = sorted(report.parts.items(), key=lambda item: -item[1].kl_mean)
         cells = [(name, *_cells(part)) for name, part in ranked]
         table = format_table(cells, ("part", *_HEADER[1:]), width=width)
-        blocks.append(f"the reference with one part of the model\n{table}")
+        blocks.append(f"the reference with one part taken from the model\n{table}")
     parting = [a for a in report.answers if a.parted is not None]
     if parting:
         first = min(parting, key=lambda a: a.parted or 0)
         blocks.append(
-            f"{len(parting)} of {n} replies part, the first at token {first.parted}: {first.sample}"
+            f"{len(parting)} of {n} replies differ, the first at token {first.parted}: {first.sample}"
         )
     if verbose:
         rows = [("-" if a.parted is None else str(a.parted), a.sample, a.reply) for a in report.answers]

@@ -57,7 +57,7 @@ def find_model(path: str | Path | None = None, mmproj: str | Path | None = None)
     text = place
     if place.is_dir():
         texts = [p for p in _gguf_files(place) if _is_text(p)]
-        text = _of_type(texts, place, kind) if kind else _one(texts, f"{place}: model files", "name one")
+        text = _of_type(texts, place, kind) if kind else _one(texts, place, "model", "name one")
     if mmproj is not None:
         given = expanded(mmproj)
         if not given.is_file():
@@ -85,16 +85,16 @@ def _of_type(texts: Sequence[Path], folder: Path, kind: str) -> Path:
     if not found:
         names = ", ".join(p.name for p in texts) or "none"
         raise InputError(f"{folder}: no model file of type {kind}, found {names}")
-    return _only(found, f"{folder}: model files of type {kind}", "name one of them")
+    return _only(found, folder, f"model of type {kind}", "name one of them")
 
 
-def _one(paths: Sequence[Path], what: str, advice: str) -> Path:
+def _one(paths: Sequence[Path], place: Path, what: str, advice: str) -> Path:
     """The only path, or of several types of one model the largest that fits the free memory."""
     if len(paths) > 1 and len({_base(p.stem) for p in paths}) == 1:
         by_size = sorted(paths, key=lambda p: p.stat().st_size)
         room = free_memory()
         return next((p for p in reversed(by_size) if p.stat().st_size <= room), by_size[0])
-    return _only(paths, what, f"{advice} of them")
+    return _only(paths, place, what, f"{advice} of them")
 
 
 def embedded_model() -> Path:
@@ -117,7 +117,7 @@ def _mmproj_beside(text: Path) -> Path | None:
     candidates = named or found
     if not candidates:
         return None
-    return _one(candidates, f"{text}: mmproj files beside it", "choose with `mmproj` one")
+    return _one(candidates, text.parent, "mmproj", "choose with `mmproj` one")
 
 
 def _gguf_files(folder: Path) -> list[Path]:
@@ -148,10 +148,12 @@ def _base(stem: str) -> str:
     return stem.lower()
 
 
-def _only(paths: Sequence[Path], what: str, advice: str) -> Path:
+def _only(paths: Sequence[Path], place: Path, what: str, advice: str) -> Path:
     if len(paths) == 1:
         return paths[0]
     if not paths:
-        raise InputError(f"{what}: none", hint="qvl convert makes GGUF files of a checkpoint")
+        raise InputError(
+            f"{place}: no .gguf {what} here", hint="qvl convert makes GGUF files of a checkpoint"
+        )
     names = ", ".join(p.name for p in paths)
-    raise InputError(f"{what}: {len(paths)} of them: {names}", hint=advice)
+    raise InputError(f"{place}: {len(paths)} .gguf {what}s: {names}", hint=advice)

@@ -43,7 +43,7 @@ def gather(
         else:
             question.append(word)
     if question and prompt is not None:
-        raise typer.BadParameter(f"given beside the question {' '.join(question)!r}", param_hint="-p")
+        raise typer.BadParameter(f"the question is given already: {' '.join(question)!r}", param_hint="-p")
     text = " ".join(question) if question else prompt
     stdin_is_taken = "-" in images or "-" in words
     if text == "-":
@@ -59,7 +59,7 @@ def gather(
     if text is None and sys.stdin.isatty():
         return Asked(found, None)
     if text is None or not text.strip():
-        missing = "no question is given, and stdin is empty and no terminal"
+        missing = "no question is given, and stdin is empty"
         empty = "the prompt is empty" if prompt is not None or question else missing
         raise typer.BadParameter(empty, param_hint="-p")
     return Asked(found, text.rstrip("\r\n"))

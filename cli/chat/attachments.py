@@ -120,9 +120,7 @@ def _existing(path: Path, kind: Kind) -> Attachment:
     error = ImageError if kind == "image" else VideoError
     if is_address(str(path)):
         name = str(path).replace(":/", "://", 1) if "://" not in str(path) else str(path)
-        raise error(
-            f"{name}: a web address; qvl fetches nothing", hint="download it first, then give the file"
-        )
+        raise error(f"{name}: a web address; qvl does not download", hint=DOWNLOAD)
     try:
         path.stat()
     except FileNotFoundError as e:
@@ -130,7 +128,7 @@ def _existing(path: Path, kind: Kind) -> Attachment:
             return Attachment(other.resolve(), kind)
         if path.is_symlink():
             raise error(f"{path}: a link to {path.readlink()}, which is not there") from e
-        hint = None if path.is_absolute() else f"it was looked for in {Path.cwd()}"
+        hint = None if path.is_absolute() else f"looked for it in {Path.cwd()}"
         raise error(f"{path}: no such file", hint=hint) from e
     except (OSError, ValueError) as e:
         raise error(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e

@@ -39,7 +39,7 @@ Schema = Annotated[
 DrawTo = Annotated[
     Path | None, typer.Option("--draw", metavar="FILE", help="Draw the boxes of the reply onto the picture.")
 ]
-Force = Annotated[bool, options.flag("--force", help="Let --draw overwrite a file.")]
+Force = Annotated[bool, options.flag("--force", help="Let --draw overwrite an existing file.")]
 NoCache = Annotated[bool, options.flag("--no-cache", help="Do not keep encoded pictures on disk.")]
 Continue = Annotated[bool, options.flag("--continue", help="Continue the last conversation.")]
 
@@ -116,4 +116,4 @@ def chat(
 
 
 def _say_dropped(out: Output, n_messages: int) -> None:
-    out.note(f"(the context is full: the oldest {n_messages} messages are no longer read)")
+    out.note(f"(the context is full: the oldest {n_messages} messages were dropped)")

@@ -101,7 +101,8 @@ def _edit(repl: Repl, argument: str) -> None:
 def _system(repl: Repl, argument: str) -> None:
     if argument:
         repl.conversation.set_system(None if argument == "none" else argument.strip("\"'"))
-    repl.out.answer(f"system prompt: {repl.conversation.system or 'the default of the model'}")
+    prompt = repl.conversation.system or "the model's default"
+    repl.out.answer(f"system prompt: {prompt}")
 
 
 def _set(repl: Repl, argument: str) -> None:

@@ -201,10 +201,10 @@ class Conversation:
         """Remove the last question with its reply; returns its text and its attachments.
 
         Raises:
-            InputError: nothing has been said yet.
+            InputError: the conversation is empty.
         """
         if not self.messages:
-            raise InputError("nothing has been said yet")
+            raise InputError("the conversation is empty")
         self._eager.cancel()
         self._forget_reply()
         while (message := self.messages.pop())["role"] != "user":
@@ -240,10 +240,10 @@ class Conversation:
             number = kinds.get(name, float)(value)
         except ValueError as e:
             raise InputError(
-                f"{name} is a number, not {value!r}", hint=f"/set {name} default undoes it"
+                f"{name} must be a number, not {value!r}", hint=f"/set {name} default resets it"
             ) from e
         if not 0 <= number < math.inf or (name in ("max_tokens", "repeat_penalty") and number <= 0):
-            raise InputError(f"{name} cannot be {value}", hint=f"/set {name} default undoes it")
+            raise InputError(f"{name} cannot be {value}", hint=f"/set {name} default resets it")
         self.sampling = replace(self.sampling, **{name: number})
         return name
 

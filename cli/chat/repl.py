@@ -80,7 +80,7 @@ class Repl:
                 except QvlError as e:
                     self.out.error(e)
                     if self.conversation.pending:
-                        self.out.dim("what is attached stays so; /detach drops it")
+                        self.out.dim("attached pictures are kept; /detach removes them")
                 except BrokenPipeError:  # nobody reads the replies
                     raise
                 except OSError as e:  # a file's; a conversation outlives it
@@ -128,7 +128,7 @@ class Repl:
             hint = "/image PATH attaches a picture; Tab completes paths"
             raise ImageError(f"{word}: no such file", hint=hint)
         if path := lone_path(line.strip()):
-            what = "a folder" if path.is_dir() else "neither a picture nor a video by its name"
+            what = "a folder" if path.is_dir() else "not a picture or video, judging by its name"
             hint = "/video attaches a folder of frames, /image any file that holds a picture"
             raise InputError(f"{shown(path)}: {what}", hint=hint)
 
@@ -136,13 +136,15 @@ class Repl:
         """Names of pictures in a message for which there is no file, and which were not attached before."""
         seen = [*self.conversation.media, *(a.path for a in (*self.conversation.pending, *found))]
         for name in unmet(text, {path.name for path in seen}):
-            what = "a web address; qvl fetches nothing" if is_address(name) else "no such file"
+            what = "a web address; qvl does not download" if is_address(name) else "no such file"
             if as_it_is:
-                self.out.warn(f"{name}: {what}, so the model reads the name and sees nothing")
+                self.out.warn(f"{name}: {what}; the model gets only its name")
                 continue
             self.reader.offer(text if not found else "")
             how = DOWNLOAD if is_address(name) else "Tab completes names"
-            raise ImageError(f"{name}: {what}; not sent", hint=f"{how}; a space before the message sends it")
+            raise ImageError(
+                f"{name}: {what}; not sent", hint=f"{how}; to send it anyway, begin it with a space"
+            )
 
     def attach(self, attachments: list[Attachment], *, look_ahead: bool = True) -> None:
         """Attach to the next message, and say so.
@@ -266,8 +268,8 @@ class Repl:
             self.out.dim(f"boxes drawn into {target}")
 
     def show_stats(self) -> None:
-        """Say what the last reply cost."""
+        """Print what the last reply cost. Raises InputError without one."""
         if self.conversation.reply is None:
-            what = "the conversation was loaded" if self.conversation.messages else "the start"
-            raise InputError(f"no reply since {what}", hint="ask something first")
+            since = " since the conversation was loaded" if self.conversation.messages else " yet"
+            raise InputError(f"no reply{since}", hint="ask something first")
         self.out.answer(stats_text(self.conversation))

@@ -36,7 +36,7 @@ def session_path(name: str) -> Path:
     """Path of a session: a path as it is, a bare name in the state folder."""
     path = expanded(name)
     if path.name and not is_portable(path.name):
-        raise InputError(f"{name!r} cannot be a file's name on every system", hint="use letters and digits")
+        raise InputError(f"{name!r} is not a valid file name on every system", hint="use letters and digits")
     if len(path.parts) == 1 and path.suffix != ".json":
         return state_dir() / "sessions" / f"{name}.json"
     return path
@@ -92,8 +92,8 @@ def load(name: str) -> Saved:
         raise FormatError(f"{path}: cannot be read as a session: {e}") from e
     saved = _checked(path, content)
     if gone := [part for part in _media(saved.messages) if not is_there(Path(part))]:
-        hint = "put them back, or mend the paths in the session's file"
-        raise InputError(f"{path}: speaks of files that are gone: {', '.join(gone)}", hint=hint)
+        hint = "put them back, or correct the paths in the session file"
+        raise InputError(f"{path}: mentions missing files: {', '.join(gone)}", hint=hint)
     return saved
 
 

@@ -225,7 +225,7 @@ class RayRunner(Book):
         except Exception as e:
             reason = str(e).strip().splitlines()[-1:] or [type(e).__name__]
             raise BackendError(
-                f"Ray: {reason[0]}", hint="see Ray's log; the same command goes on with what is left"
+                f"Ray: {reason[0]}", hint="see Ray's log; run the same command again for what is left"
             ) from e
 
     def _cpus(self, ray: Any, n_actors: int) -> int:

@@ -128,7 +128,7 @@ def _read_stdin() -> str:
 def _read_list(path: Path) -> str:
     hint = "@FILE reads paths from FILE, one a line"
     if kind_of(path):
-        raise InputError(f"{path}: by its name no list, but something to caption", hint=hint)
+        raise InputError(f"{path}: by its name not a list, but a picture or video", hint=hint)
     try:
         return decode_list(path.read_bytes())
     except OSError as e:
@@ -185,7 +185,7 @@ def _walk(folder: Path, notes: list[str], seen: set[Path]) -> Iterator[Path]:
         return
     if systems:
         names = ", ".join(path.name for path in systems)
-        notes.append(f"{folder}: left out what the system keeps there: {names}")
+        notes.append(f"{folder}: skipped files of the system: {names}")
     for path in children:
         if path in systems:
             continue

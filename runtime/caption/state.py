@@ -72,7 +72,7 @@ class StateFile:
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # torn by a crash: the line before it holds
                 found = parse_json(line) or found
-        hint = "remove it: the captions stay, and only with which settings they were made is forgotten"
+        hint = "remove it: the captions stay; only the record of their settings is lost"
         if not isinstance(found, dict):
             raise FormatError(f"{self.path}: a {type(found).__name__}, expected an object", hint=hint)
         if found.pop("qvl_caption", FORMAT) != FORMAT:

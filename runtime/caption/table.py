@@ -200,5 +200,5 @@ def scan(path: Path, file: BinaryIO, table: Table) -> Iterator[Line]:
 
 
 def _damaged(path: Path, number: int, what: str) -> FormatError:
-    hint = "no crash of qvl leaves this: mend or remove the record, or choose another name with -o"
+    hint = "qvl itself never leaves this: correct or remove the record, or choose another name with -o"
     return FormatError(f"{path}: record {number} {what}", hint=hint)

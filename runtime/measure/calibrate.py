@@ -115,7 +115,7 @@ def calibrate(
             if done > saved and state.entries:
                 write_imatrix(out, state)
     if not state.entries:
-        raise ImageError(f"none of {len(plan.samples)} pictures can be read", hint="name others")
+        raise ImageError(f"none of {len(plan.samples)} pictures can be read", hint="choose others")
     if state.partial and warn is not None:
         name, share = min(state.partial.items(), key=lambda item: item[1])
         warn(
@@ -166,7 +166,7 @@ def _begin(out: Path, digest: str, total: int, plan: CalibrationPlan, force: boo
             hint="`force` overwrites it, or choose another name",
         )
     if int(found.extra.get(_DONE, 0)) >= total:
-        raise OutputError(f"{out}: exists and is complete", hint="`force` makes it anew")
+        raise OutputError(f"{out}: exists and is complete", hint="`force` starts over")
     # The file is about to be replaced, which a map of it would hinder on Windows.
     held = {
         n: replace(e, products=e.products if e.products is None else np.array(e.products))

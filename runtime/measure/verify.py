@@ -66,7 +66,7 @@ class Report:
         vision: error of the embeddings; None without pictures.
         decoder: the model's decoder on the reference's embeddings.
         together: the model as it is.
-        parts: the reference with one part of the model, by the part's name; empty when not asked for.
+        parts: the reference with one part taken from the model, by the part's name; empty when not asked for.
     """
 
     model: str

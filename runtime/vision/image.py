@@ -170,7 +170,7 @@ def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int, turn: Turn
         misread = deep.is_misread(image, source, png)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name}: its header promises more pixels than Pillow takes: {error}",
+            f"{name}: its header declares more pixels than Pillow allows: {error}",
             hint="scale the picture down; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit",
         ) from error
     except UnidentifiedImageError as error:
@@ -178,7 +178,7 @@ def _open_encoded(file: IO[bytes], name: str, max_source_pixels: int, turn: Turn
             return _decode_deep(file, name, kind, max_source_pixels, turn)
         raise _not_a_picture(file, name) from error
     except Exception as error:  # a plugin that trips over a hostile header raises anything
-        raise ImageError(f"{name}: damaged picture header: {error}", hint="save the picture anew") from error
+        raise ImageError(f"{name}: damaged picture header: {error}", hint="save the picture again") from error
     if misread:
         return _decode_deep(source, name, kind, max_source_pixels, turn, _orientation(image))
     try:
@@ -229,7 +229,7 @@ def _not_a_picture(file: IO[bytes], name: str) -> ImageError:
     head = file.read(HEAD)
     kind = file_kind(head)
     if kind in ("a PNG picture", "a JPEG picture", "a GIF picture", "a WebP picture"):
-        return ImageError(f"{name}: {kind} that is damaged or cut short", hint="fetch or save it anew")
+        return ImageError(f"{name}: {kind} that is damaged or cut short", hint="download or save it again")
     hint = HINTS.get(kind, "its content is no picture, whatever its name says: name the picture itself")
     if kind.endswith("picture") and not hint.startswith("install"):
         return ImageError(f"{name}: {kind} of a kind that cannot be decoded, or damaged", hint=hint)
@@ -257,7 +257,7 @@ def _decode(image: Image.Image, name: str, max_source_pixels: int, turn: Turn) -
         raise ImageError(
             f"{name}: {image.format or image.mode} picture of {image.width}x{image.height} "
             f"is damaged or cut short: {detail}",
-            hint="fetch or save the picture anew",
+            hint="fetch or save the picture again",
         ) from error
 
 

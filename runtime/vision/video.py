@@ -184,7 +184,7 @@ def plan_video(
         shape = _shape(next(iter(reader.read([0]))))
         return VideoPlan.of(reader.n_frames, reader.fps, shape, preprocessor, options)
     except CutShort as error:
-        raise VideoError(f"{name}: the frames cannot be read", hint="convert the video anew") from error
+        raise VideoError(f"{name}: the frames cannot be read", hint="convert the video again") from error
     except ImageError as error:
         raise VideoError(f"{name}: {error.message}", hint=error.hint) from error
     finally:
@@ -222,7 +222,7 @@ def load_video(
             except CutShort as error:
                 if attempt == 2 or not isinstance(reader, Clip):
                     raise VideoError(
-                        f"{name}: the frames cannot be read", hint="convert the video anew"
+                        f"{name}: the frames cannot be read", hint="convert the video again"
                     ) from error
                 reader.recount()
         raise AssertionError("unreachable")

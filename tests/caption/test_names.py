@@ -163,7 +163,7 @@ def test_a_systems_own_folders_are_left_out_and_said(name: str) -> None:
     touch("photos/a.png", f"photos/{name}/a.png/SYNOPHOTO_THUMB_XL.jpg", f"photos/b/{name}/c.png")
     seen = find_inputs(["photos"])
     assert [item.path for item in seen.items] == ["photos/a.png"]
-    assert f"photos: left out what the system keeps there: {name}" in seen.notes
+    assert f"photos: skipped files of the system: {name}" in seen.notes
     assert found("photos/**/*.*") == ["photos/a.png"]
     assert found(f"photos/{name}") == [f"photos/{name}/a.png/SYNOPHOTO_THUMB_XL.jpg"]  # named itself
 

@@ -134,7 +134,7 @@ def test_changed_settings_are_refused_by_name(qvl: Qvl, photos: Path) -> None:
         (["-p", "{subject}"], 1, "{subject}, which is not known"),
         (["--vars", "gone.csv"], 1, "gone.csv: cannot be read as CSV: No such file"),
         (["--schema", "gone.json"], 1, "gone.json: cannot be read: No such file"),
-        (["--actors", "2"], 2, "without --ray there are none"),
+        (["--actors", "2"], 2, "needs --ray"),
         (["--sidecar", ".png", "--overwrite"], 1, "'.png', a picture's"),
         (["--threads", "100000"], 2, "expected 512 or less"),
         (["-o", "/dev/null"], 1, "/dev/null: a pipe or a device, expected a file"),

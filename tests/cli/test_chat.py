@@ -378,6 +378,8 @@ def test_a_long_input_shows_at_once_that_it_is_read(model: Path) -> None:
     with Terminal([*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-c", "16384", text]) as terminal:
         terminal.expect("reading")
         assert terminal.exit_code() == 0, terminal.text[-300:]
-    with Terminal([*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-c", "16384", "-q", text]) as terminal:
+    with Terminal(
+        [*QVL, "chat", "-m", str(model), *GREEDY, "-n", "1", "-c", "16384", "-q", text]
+    ) as terminal:
         assert terminal.exit_code() == 0
         assert "reading" not in terminal.text

@@ -211,7 +211,7 @@ def test_finding_files(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"")
         return [tmp_path / name for name in names]
 
-    with pytest.raises(InputError, match="model files: none"):
+    with pytest.raises(InputError, match="no .gguf model here"):
         find_model(tmp_path)
     small, backend = touch("Qwen2-VL-2B-Q4_K_M.gguf", "mmproj-Qwen2-VL-2B-Q8_0.gguf")
     assert find_model(tmp_path) == find_model(small) == find_model(str(small))
