@@ -156,4 +156,4 @@ def _only(paths: Sequence[Path], place: Path, what: str, advice: str) -> Path:
             f"{place}: no .gguf {what} here", hint="qvl convert makes GGUF files of a checkpoint"
         )
     names = ", ".join(p.name for p in paths)
-    raise InputError(f"{place}: {len(paths)} .gguf {what}s: {names}", hint=advice)
+    raise InputError(f"{place}: {len(paths)} .gguf {what} files: {names}", hint=advice)

@@ -75,7 +75,7 @@ def test_lists(photos: Path) -> None:
 
 
 def test_a_picture_is_no_list(photos: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.png: by its name no list"):
+    with pytest.raises(InputError, match=r"a\.png: by its name not a list"):
         paths("@photos/a.png")
 
 

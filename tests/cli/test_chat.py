@@ -365,7 +365,7 @@ def test_a_picture_that_does_not_fit_says_what_would(
     terminal.expect(r">>> $")
     terminal.enter("What is this?")
     assert int(terminal.expect(r"--max-pixels (\d+) would fit")[1]) <= 512 * 28 * 28
-    terminal.expect(r"/detach drops it")
+    terminal.expect(r"/detach removes them")
     terminal.expect(r"\[large\.png\] >>> $")
     terminal.enter("/detach")
     terminal.expect(r"\n>>> $")

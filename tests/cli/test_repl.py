@@ -108,7 +108,7 @@ def test_a_dropped_file_that_is_no_picture_is_no_question(
     repl: Repl, session: RoteSession, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").touch()
-    for line, words in ((f"'{tmp_path}/notes.txt'", "neither a picture"), (str(tmp_path), "a folder")):
+    for line, words in ((f"'{tmp_path}/notes.txt'", "not a picture or video"), (str(tmp_path), "a folder")):
         with pytest.raises(InputError, match=words):
             repl.handle(line)
     assert session.prompts == []
@@ -144,7 +144,7 @@ def test_undo_takes_back_one_turn(repl: Repl, session: RoteSession) -> None:
     assert [m["content"] for m in session.prompts[-1]] == ["first?", "reply 1 end", "third?"]
     repl.handle("/undo")
     repl.handle("/undo")
-    with pytest.raises(InputError, match="nothing"):
+    with pytest.raises(InputError, match="the conversation is empty"):
         repl.handle("/undo")
 
 

@@ -211,20 +211,22 @@ def test_finding_files(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"")
         return [tmp_path / name for name in names]
 
-    with pytest.raises(InputError, match="no .gguf model here"):
+    with pytest.raises(InputError, match=r"no \.gguf model here"):
         find_model(tmp_path)
     small, backend = touch("Qwen2-VL-2B-Q4_K_M.gguf", "mmproj-Qwen2-VL-2B-Q8_0.gguf")
     assert find_model(tmp_path) == find_model(small) == find_model(str(small))
     assert (find_model(tmp_path).text, find_model(tmp_path).mmproj) == (small, backend)
     (large,) = touch("Qwen2-VL-7B-Q4_K_M.gguf")
-    with pytest.raises(InputError, match=r"2 of them: Qwen2-VL-2B-Q4_K_M\.gguf, Qwen2-VL-7B-Q4_K_M\.gguf"):
+    with pytest.raises(
+        InputError, match=r"2 \.gguf model files: Qwen2-VL-2B-Q4_K_M\.gguf, Qwen2-VL-7B-Q4_K_M\.gguf"
+    ):
         find_model(tmp_path)
     assert find_model(small).mmproj == backend
     (other_eyes,) = touch("mmproj-Qwen2-VL-7B-f16.gguf")
     assert find_model(small).mmproj == backend
     assert find_model(large).mmproj == other_eyes
     (strange,) = touch("other.gguf")
-    with pytest.raises(InputError, match="2 of them: mmproj") as caught:
+    with pytest.raises(InputError, match=r"2 \.gguf mmproj files: mmproj") as caught:
         find_model(strange)
     assert "`mmproj`" in (caught.value.hint or "")
     assert find_model(strange, backend).mmproj == backend
