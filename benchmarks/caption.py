@@ -2,10 +2,11 @@
 
     python benchmarks/caption.py --text T.gguf --mmproj mmproj-F16.gguf --peers "$(benchmarks/peers.sh)"
 
-All run the same GGUF files on the same pictures, of one size, with the same prompt, to the same number of
-tokens, greedily and without stopping early; the token counts are compared. They take turns in one run, and
-every round has pictures of its own, so that no cache helps. Loading is left out for qvl and the server and
-is part of the loop, which loads for every picture. Prints a table in Markdown, and JSON with --json.
+All run the same GGUF files (llama.cpp's programs others, with --their-text and --their-mmproj) on the same
+pictures, of one size, with the same prompt, to the same number of tokens, greedily and without stopping early;
+the token counts are compared. They take turns in one run, and every round has pictures of its own, so that no
+cache helps. Loading is left out for qvl and the server and is part of the loop, which loads for every picture.
+Prints the processor, its level of kernels and a table in Markdown, or JSON with --json.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from programs import peer_flags
 
 from qvl.runtime import load
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.setup import open_run
 from qvl.runtime.caption.stdout import JsonLines
+from qvl.runtime.measure.machine import describe_machine
 from qvl.runtime.model import Model
 
 PROMPT = "Describe this image."
@@ -95,13 +98,22 @@ def run_qvl(model: Model, paths: list[Path], tokens: int, parallel: int | None, 
 
 
 @contextmanager
-def server(bin_dir: Path, text: Path, mmproj: Path, threads: int, *more: str) -> Iterator[str]:
-    """llama-server with its slots ready; its address. more: further arguments."""
+def server(bin_dir: Path, text: Path, mmproj: Path, threads: int) -> Iterator[str]:
+    """The address of a llama-server whose slots are ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [bin_dir / "llama-server", "-m", text, "--mmproj", mmproj, "--port", port, "-np", SLOTS]
-    command += ["-c", 2048 * SLOTS, "-t", threads, "--cache-ram", 0, "--no-webui", *more]
+    command += [
+        "-c",
+        2048 * SLOTS,
+        "-t",
+        threads,
+        "--cache-ram",
+        0,
+        "--no-webui",
+        *peer_flags("llama-server"),
+    ]
     with subprocess.Popen(
         [str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -151,18 +163,8 @@ def run_loop(
     bin_dir: Path, text: Path, mmproj: Path, threads: int, paths: list[Path], tokens: int, into: Measured
 ) -> None:
     command = [bin_dir / "llama-mtmd-cli", "-m", text, "--mmproj", mmproj, "-t", threads, "-c", 2048]
-    command += [
-        "-n",
-        tokens,
-        "--temp",
-        0,
-        "--ignore-eos",
-        "--chat-template",
-        "chatml",
-        "-p",
-        PROMPT,
-        "--image",
-    ]
+    command += ["-n", tokens, "--temp", 0, "--ignore-eos", *peer_flags("llama-mtmd-cli")]
+    command += ["--chat-template", "chatml", "-p", PROMPT, "--image"]
     started = time.perf_counter()
     for path in paths:
         subprocess.run([*map(str, command), str(path)], check=True, capture_output=True)
@@ -177,7 +179,8 @@ def main() -> None:
     parser.add_argument("--mmproj", type=Path, required=True)
     parser.add_argument("--own-mmproj", type=Path, action="append", default=[], help="also run qvl with this")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-mtmd-cli")
-    parser.add_argument("--no-repack", action="store_true", help="also run llama-server with that")
+    parser.add_argument("--their-text", type=Path, help="text file for llama.cpp's programs")
+    parser.add_argument("--their-mmproj", type=Path, help="mmproj for llama.cpp's programs")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--loop-images", type=int, default=4)
     parser.add_argument("--size", type=int, default=448)
@@ -189,10 +192,10 @@ def main() -> None:
     args = parser.parse_args()
     own = [args.mmproj, *args.own_mmproj]
     qvl = [Measured(f"qvl, {path.name}") for path in own]
-    loop = Measured("llama-mtmd-cli, in a loop")
-    peers: dict[tuple[str, ...], Measured] = {(): Measured(f"llama-server, {SLOTS} slots")}
-    if args.no_repack:
-        peers[("--no-repack",)] = Measured(f"llama-server --no-repack, {SLOTS} slots")
+    theirs = (args.their_text or args.text, args.their_mmproj or args.mmproj)
+    files = f"{theirs[0].name}, {theirs[1].name}"
+    loop = Measured(f"llama-mtmd-cli in a loop, {files}")
+    peer = Measured(f"llama-server, {SLOTS} slots, {files}")
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
             paths = pictures(Path(folder), args.images, args.size, number)
@@ -202,13 +205,12 @@ def main() -> None:
                     run_qvl(model, warm, 2, args.parallel, Measured("warm-up"))
                     run_qvl(model, paths, args.tokens, args.parallel, measured)
             if args.peers:
-                for more, peer in peers.items():
-                    with server(args.peers, args.text, args.mmproj, args.threads, *more) as address:
-                        run_server(address, warm, 2, Measured("warm-up"))
-                        run_server(address, paths, args.tokens, peer)
+                with server(args.peers, *theirs, args.threads) as address:
+                    run_server(address, warm, 2, Measured("warm-up"))
+                    run_server(address, paths, args.tokens, peer)
                 if few := paths[: args.loop_images]:
-                    run_loop(args.peers, args.text, args.mmproj, args.threads, few, args.tokens, loop)
-    report([m for m in (*qvl, *peers.values(), loop) if m.rates], args)
+                    run_loop(args.peers, *theirs, args.threads, few, args.tokens, loop)
+    report([m for m in (*qvl, peer, loop) if m.rates], args)
 
 
 def report(measured: list[Measured], args: argparse.Namespace) -> None:
@@ -226,6 +228,8 @@ def report(measured: list[Measured], args: argparse.Namespace) -> None:
             )
         )
         return
+    machine = describe_machine()
+    print(f"{machine.cpu}, level {machine.native}, instructions {', '.join(machine.instructions)}")
     print(
         f"{args.text.name}, {args.mmproj.name}; {args.images} pictures of {args.size}x{args.size}, "
         f"{args.tokens} tokens, {args.threads} threads"

@@ -1,4 +1,4 @@
-"""qvl beside llama.cpp's programs, on the same files: llama-mtmd-cli and llama-bench."""
+"""Measure qvl beside llama.cpp's programs on the same files: llama-mtmd-cli and llama-bench."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.runtime import load
+from qvl.runtime.ggml.features import cpu_features
 from qvl.runtime.llama.binding import import_part
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import LlamaModel
@@ -27,8 +28,8 @@ from qvl.runtime.model import Model
 READ, WRITE = 512, 32  # tokens
 QUESTION = "What is in this picture?"
 SIZE = 448
-THEIRS = "f16"  # the mmproj that llama.cpp's users get
-COLD = "--no-warmup"  # it runs everything once before it begins, unless told so
+THEIRS = "f16"  # of the mmproj files, the one that llama.cpp's converter writes
+COLD = "--no-warmup"  # without it the program runs every graph once before it begins
 PARTS = ("cold", "warm", "rates")
 InTurns = Callable[..., dict[str, list[float]]]
 
@@ -36,7 +37,7 @@ InTurns = Callable[..., dict[str, list[float]]]
 def measure(
     args: argparse.Namespace, text: Path, mmprojs: dict[str, Path], in_turns: InTurns
 ) -> Iterator[dict[str, Any]]:
-    """Cold starts, warm answers and rates; seconds by name, and tokens a second for the rates."""
+    """Measure cold starts and warm answers in seconds, and rates in tokens a second."""
     options = {"rounds": args.rounds, "budget": args.budget}
     if "cold" in args.parts:
         with tempfile.TemporaryDirectory() as folder:
@@ -46,6 +47,13 @@ def measure(
         yield {"size": SIZE, "warm": warm(args, text, mmprojs, in_turns, options)}
     if "rates" in args.parts:
         yield {"rates": rates(args, text, in_turns, options)}
+
+
+def peer_flags(program: str) -> list[str]:
+    """Flags that keep llama.cpp's programs from ggml's AMX kernels, which crash (`qvl.runtime.llama.repack`)."""
+    if "AMX_INT8" not in cpu_features():
+        return []
+    return ["--repack", "0"] if program == "llama-bench" else ["--no-repack"]
 
 
 def noise(n: int) -> Any:
@@ -67,7 +75,7 @@ def cold_runs(
 
         return once
 
-    mtmd = [str(args.peers / "llama-mtmd-cli"), "--chat-template", "chatml"]
+    mtmd = [str(args.peers / "llama-mtmd-cli"), "--chat-template", "chatml", *peer_flags("llama-mtmd-cli")]
     qvl = [sys.executable, "-m", "qvl.cli", "chat", "--no-cache"]
     programs = (("qvl", qvl), ("llama-mtmd-cli", mtmd), (f"llama-mtmd-cli {COLD}", [*mtmd, COLD]))
     return {
@@ -122,8 +130,9 @@ def _prompt(n: int) -> bytes:
 def rates(
     args: argparse.Namespace, text: Path, in_turns: InTurns, options: dict[str, Any]
 ) -> dict[str, list[float]]:
-    """Tokens a second of reading and writing, ours and llama-bench's."""
+    """Measure tokens a second of prefill and generation, ours and llama-bench's."""
     command = [args.peers / "llama-bench", "-m", text, "-t", args.threads, "-r", 1, "-o", "json"]
+    command += peer_flags("llama-bench")
 
     def peer(flags: list[Any]) -> float:
         whole = [str(part) for part in (*command, *flags)]
@@ -133,7 +142,7 @@ def rates(
     with ExitStack() as stack:
 
         def context(optimize: Optimize) -> Context:
-            model = stack.enter_context(LlamaModel(text, device="cpu", optimize=optimize))
+            model = stack.enter_context(LlamaModel(text, device="cpu", optimize=optimize, precision="auto"))
             return stack.enter_context(Context(model, n_ctx=READ, threads=args.threads))
 
         chat, captions = context("decode"), context("prefill")
