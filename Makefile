@@ -11,7 +11,7 @@ SOURCES := runtime convert models cli
 PACKAGE_FILES := $(shell find $(SOURCES) -type d -not -name __pycache__ 2>/dev/null)
 
 # The levels of kernels for this kind of processor (runtime/native/dispatch.c).
-KERNELS_HERE := $(if $(filter arm64 aarch64,$(shell uname -m)),QVL_HAVE_NEON,\
+KERNELS_HERE := $(if $(filter arm64 aarch64,$(shell uname -m)),QVL_HAVE_NEON QVL_HAVE_NEONI8MM,\
 	QVL_HAVE_AVX2 QVL_HAVE_AVXVNNI QVL_HAVE_AVX512VNNI QVL_HAVE_AVX512BF16)
 
 .DEFAULT_GOAL := help

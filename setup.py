@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-fno-math-errno"]
 NATIVE = "runtime/native"
 # a file for each set of instructions, which compiles to nothing where the processor is of another kind
-LEVELS = ("avx2", "avxvnni", "avx512vnni", "avx512bf16", "neon")
+LEVELS = ("avx2", "avxvnni", "avx512vnni", "avx512bf16", "neon", "neoni8mm")
 COMMON = (f"{NATIVE}/dispatch.c", f"{NATIVE}/backend.c")
 
 

@@ -3,10 +3,10 @@
     python benchmarks/caption.py --text T.gguf --mmproj mmproj-F16.gguf --peers "$(benchmarks/peers.sh)"
 
 All run the same GGUF files (llama.cpp's programs others, with --their-text and --their-mmproj) on the same
-pictures, of one size, with the same prompt, to the same number of tokens, greedily and without stopping early;
-the token counts are compared. They take turns in one run, and every round has pictures of its own, so that no
-cache helps. Loading is left out for qvl and the server and is part of the loop, which loads for every picture.
-Prints the processor, its level of kernels and a table in Markdown, or JSON with --json.
+pictures, of one size, with the same prompt, to the same number of tokens, greedily and without stopping
+early; the token counts are compared. They take turns in one run, and every round has pictures of its own,
+so that no cache helps. Loading is left out for qvl and the server and is part of the loop, which loads for
+every picture. Prints the processor, its level of kernels and a table in Markdown, or JSON with --json.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def measure(
 
 
 def peer_flags(program: str) -> list[str]:
-    """Flags that keep llama.cpp's programs from ggml's AMX kernels, which crash (`qvl.runtime.llama.repack`)."""
+    """Flags that keep llama.cpp's programs from ggml's AMX kernels (`qvl.runtime.llama.repack`)."""
     if "AMX_INT8" not in cpu_features():
         return []
     return ["--repack", "0"] if program == "llama-bench" else ["--no-repack"]

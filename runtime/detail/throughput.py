@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 _PATCHES: Final = 1024
 _FEWEST_PATCHES: Final = 128
 # Operations a second of a core, by our kernels' level: rough figures of 2 to 4 GHz machines, for an estimate
-_RATES: Final = {"avx512bf16": 3.5e11, "avx512vnni": 2.5e11, "avxvnni": 1.2e11, "avx2": 8e10, "neon": 6e10}
+_RATES: Final = {
+    "avx512bf16": 3.5e11,
+    "avx512vnni": 2.5e11,
+    "avxvnni": 1.2e11,
+    "avx2": 8e10,
+    "neon": 6e10,
+    "neoni8mm": 1e11,
+}
 _PLAIN_RATE: Final = 4e10
 _GPU_RATE: Final = 5e12
 _WEIGHTS_A_BYTE: Final = 1.6  # of a file in 4 to 5 bits

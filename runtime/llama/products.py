@@ -45,7 +45,7 @@ _FUNCTIONS: Final = (
 def product_types() -> frozenset[ggml.Type]:
     """Types of matrices that are worth more to our kernels than to ggml's repacked ones; none on ARM."""
     level = kernels()
-    return frozenset() if level is None or level.name == "neon" else frozenset(level.formats)
+    return frozenset() if level is None or level.name.startswith("neon") else frozenset(level.formats)
 
 
 @contextmanager

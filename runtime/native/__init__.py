@@ -1,8 +1,8 @@
 """Kernels of our own for the image encoder on CPUs, at the best level that this processor has.
 
 They are C, compiled when qvl is installed, once for each set of instructions (a level: "avx2", "avxvnni",
-"avx512vnni", "avx512bf16", "neon"), and run as custom operations in a ggml graph, beside ggml's own. The
-environment variable QVL_NATIVE names the level to take instead of the best, or 0 for none.
+"avx512vnni", "avx512bf16", "neon", "neoni8mm"), and run as custom operations in a ggml graph, beside ggml's
+own. The environment variable QVL_NATIVE names the level to take instead of the best, or 0 for none.
 """
 
 from __future__ import annotations

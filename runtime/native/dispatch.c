@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-extern const struct qvl_kernels qvl_avx2, qvl_avxvnni, qvl_avx512vnni, qvl_avx512bf16, qvl_neon;
+extern const struct qvl_kernels qvl_avx2, qvl_avxvnni, qvl_avx512vnni, qvl_avx512bf16, qvl_neon, qvl_neoni8mm;
 
 /* setup.py defines QVL_HAVE_… for each file that the compiler could compile. Of two that a processor has, the first
  * is taken: on AMD's avx512bf16 comes before avx512vnni, on Intel's after it (see avx512bf16.c). */
@@ -22,6 +22,9 @@ static const struct qvl_kernels * const levels[] = {
     &qvl_avx2,
 #endif
 #elif defined(__aarch64__) && defined(__GNUC__)
+#ifdef QVL_HAVE_NEONI8MM
+    &qvl_neoni8mm,
+#endif
 #ifdef QVL_HAVE_NEON
     &qvl_neon,
 #endif

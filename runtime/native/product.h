@@ -50,6 +50,21 @@ INLINE void pack_wide(char * panel, const struct wide * rows, int64_t blocks_per
     }
 }
 
+#ifndef BYTE_PAIRS
+#define BYTE_PAIRS 0
+#endif
+
+#if BYTE_PAIRS
+/* The bytes of PANEL rows, n inputs, to a panel, behind the scales of each block: 8 inputs of one row after the other. */
+INLINE void pack_bytes(char * panel, const uint8_t * rows, int64_t stride, int n) {
+    for (int s = 0; s < n / 8; s++) {
+        char * block = panel + s / (BYTE_STEPS / 2) * BYTE_PANEL_BYTES + 2 * VECTORS * VECTOR_BYTES;
+        for (int i = 0; i < PANEL; i++) {
+            memcpy(block + (s % (BYTE_STEPS / 2) * PANEL + i) * 8, rows + i * stride + 8 * s, 8);
+        }
+    }
+}
+#else
 /* The bytes of PANEL rows, n inputs, to a panel, behind the scales of each block. LANES steps are whole blocks, or
  * blocks whole registers; what is past n is not read by the product. */
 INLINE void pack_bytes(char * panel, const uint8_t * rows, int64_t stride, int n) {
@@ -67,6 +82,7 @@ INLINE void pack_bytes(char * panel, const uint8_t * rows, int64_t stride, int n
         }
     }
 }
+#endif
 
 /* sums[r][..] = (add ? sums[r][..] : 0) + W x, for n_in inputs. Strides: of sums in floats, of x in bytes. */
 INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel, const char * x, int64_t x_stride,
@@ -119,6 +135,35 @@ INLINE void multiply_wide(float * sums, int64_t sums_stride, const char * panel,
     }
 }
 
+#if BYTE_PAIRS
+/* The products of a block of bytes, of two columns with two rows at a time. */
+INLINE void byte_steps(vi (*acc)[VECTORS], const char * values, const char * q, int64_t x_stride, const int flush) {
+    (void) flush;
+    vi pairs[ROWS / 2][2 * VECTORS];
+    for (int r = 0; r < ROWS / 2; r++) {
+        for (int c = 0; c < 2 * VECTORS; c++) {
+            pairs[r][c] = splat_int(0);
+        }
+    }
+    for (int s = 0; s < BYTE_STEPS / 2; s++) {
+        vi columns[ROWS / 2];
+        for (int r = 0; r < ROWS / 2; r++) {
+            columns[r] = join(q + 2 * r * x_stride + 8 * s, q + (2 * r + 1) * x_stride + 8 * s);
+        }
+        for (int c = 0; c < 2 * VECTORS; c++) {
+            const vi w = load_int(values + (2 * s * VECTORS + c) * VECTOR_BYTES);
+            for (int r = 0; r < ROWS / 2; r++) {
+                pairs[r][c] = pair_dot(pairs[r][c], columns[r], w);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS / 2; r++) {
+        for (int c = 0; c < VECTORS; c++) {
+            split(pairs[r][2 * c], pairs[r][2 * c + 1], &acc[2 * r][c], &acc[2 * r + 1][c]);
+        }
+    }
+}
+#else
 /* The products of a block of bytes; flush: steps for which sums fit 16 bits, where the level adds those. */
 INLINE void byte_steps(vi (*acc)[VECTORS], const char * values, const char * q, int64_t x_stride, const int flush) {
 #if BYTE_SUMS_16
@@ -155,6 +200,7 @@ INLINE void byte_steps(vi (*acc)[VECTORS], const char * values, const char * q, 
 #endif
     }
 }
+#endif
 
 /* As multiply_wide, with `bytes`. W is scale * (q - offset) - min; flush: steps that a 16-bit sum lasts. */
 INLINE void multiply_bytes(float * sums, int64_t sums_stride, const char * panel, const char * x, int64_t x_stride,

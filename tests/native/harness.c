@@ -44,56 +44,102 @@ static int check(const char * level, const char * what, double found, double exp
     return 1;
 }
 
-/* A quantized row of random bytes whose float16 scales are 1/1024, and its values. */
-static void quantized(int type, uint8_t * raw, float * out, int64_t n) {
-    const uint16_t scale = 0x1400;
-    if (type == GGML_TYPE_Q8_0) {
-        for (int64_t i = 0; i < n; i += 32, raw += 34) {
-            memcpy(raw, &scale, 2);
-            for (int j = 0; j < 32; j++) {
-                const int q = below(255) - 127;
-                raw[2 + j] = (uint8_t) (int8_t) q;
-                out[i + j] = (float) q / 1024.0f;
-            }
-        }
-        return;
+/* Types of weights: elements and bytes of a block. */
+static const struct stored {
+    int type, block, bytes;
+} STORED[] = {
+    { GGML_TYPE_F32, 1, 4 },    { GGML_TYPE_F16, 1, 2 },     { GGML_TYPE_BF16, 1, 2 },    { GGML_TYPE_Q8_0, 32, 34 },
+    { GGML_TYPE_Q4_K, 256, 144 }, { GGML_TYPE_Q5_K, 256, 176 }, { GGML_TYPE_Q6_K, 256, 210 },
+};
+
+static const uint16_t SCALE = 0x1400; /* 1/1024 as float16 */
+
+static void q8_0(uint8_t * raw, float * out) {
+    memcpy(raw, &SCALE, 2);
+    for (int j = 0; j < 32; j++) {
+        const int q = below(255) - 127;
+        raw[2 + j] = (uint8_t) (int8_t) q;
+        out[j] = (float) q / 1024.0f;
     }
-    for (int64_t i = 0; i < n; i += 256, raw += 144) { /* Q4_K with scales 1 to 63 and minima likewise */
-        memcpy(raw, &scale, 2);
-        memcpy(raw + 2, &scale, 2);
-        memset(raw + 4, 0, 12);
-        for (int j = 0; j < 8; j++) {
-            const int s = 1 + below(63), m = below(64);
-            if (j < 4) {
-                raw[4 + j] |= (uint8_t) s;
-                raw[8 + j] |= (uint8_t) m;
-            } else {
-                raw[8 + j] |= (uint8_t) ((s & 15) | (m & 15) << 4);
-                raw[j] |= (uint8_t) (s >> 4 << 6);
-                raw[4 + j] |= (uint8_t) (m >> 4 << 6);
+}
+
+/* Q4_K, or Q5_K with its fifth bits, with scales of 1 to 63 and minima likewise. */
+static void q4_k(uint8_t * raw, float * out, int fifth) {
+    uint8_t *high = raw + 16, *low = raw + (fifth ? 48 : 16);
+    memcpy(raw, &SCALE, 2);
+    memcpy(raw + 2, &SCALE, 2);
+    memset(raw + 4, 0, (size_t) (fifth ? 172 : 140));
+    for (int j = 0; j < 8; j++) {
+        const int s = 1 + below(63), m = below(64);
+        if (j < 4) {
+            raw[4 + j] |= (uint8_t) s;
+            raw[8 + j] |= (uint8_t) m;
+        } else {
+            raw[8 + j] |= (uint8_t) ((s & 15) | (m & 15) << 4);
+            raw[j] |= (uint8_t) (s >> 4 << 6);
+            raw[4 + j] |= (uint8_t) (m >> 4 << 6);
+        }
+        for (int l = 0; l < 32; l++) {
+            const int q = below(fifth ? 32 : 16);
+            low[j / 2 * 32 + l] |= (uint8_t) ((q & 15) << j % 2 * 4);
+            if (fifth) {
+                high[l] |= (uint8_t) (q >> 4 << j);
             }
-            for (int l = 0; l < 32; l++) {
-                const int q = below(16);
-                uint8_t * at = raw + 16 + j / 2 * 32 + l;
-                *at = (uint8_t) (j % 2 ? (*at & 15) | q << 4 : q);
-                out[i + j * 32 + l] = (float) (s * q - m) / 1024.0f;
-            }
+            out[j * 32 + l] = (float) (s * q - m) / 1024.0f;
         }
     }
 }
 
-static int linear(const struct qvl_kernels * k, int type) {
-    const int unit = type == GGML_TYPE_Q8_0 ? 32 : type == GGML_TYPE_Q4_K ? 256 : 1;
+static void q6_k(uint8_t * raw, float * out) {
+    memset(raw, 0, 208);
+    memcpy(raw + 208, &SCALE, 2);
+    for (int j = 0; j < 16; j++) {
+        const int s = below(255) - 127;
+        raw[192 + j] = (uint8_t) (int8_t) s;
+        for (int l = 0; l < 16; l++) {
+            const int q = below(64);
+            raw[j / 8 * 64 + j % 4 * 16 + l] |= (uint8_t) ((q & 15) << j / 4 % 2 * 4);
+            raw[128 + j / 8 * 32 + j % 2 * 16 + l] |= (uint8_t) (q >> 4 << j / 2 % 4 * 2);
+            out[j * 16 + l] = (float) (s * (q - 32)) / 1024.0f;
+        }
+    }
+}
+
+/* A row of random weights in a type's bytes, and its values. */
+static void store_row(int type, uint8_t * raw, float * out, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t) below(1 << 16) << 16;
+        if (type == GGML_TYPE_F32) {
+            memcpy(raw + i * 4, out + i, 4);
+        } else if (type == GGML_TYPE_F16) { /* 1/2 to 1 in steps of 1/2048, and signs */
+            const uint16_t half = (uint16_t) (14 << 10 | (bits >> 16 & 0x83ff));
+            out[i] = (half & 0x8000 ? -0.5f : 0.5f) * (1.0f + (float) (half & 1023) / 1024.0f);
+            memcpy(raw + i * 2, &half, 2);
+        } else if (type == GGML_TYPE_BF16) {
+            bits = (bits & 0x80ff0000) | 0x3f000000;
+            memcpy(out + i, &bits, 4);
+            bits >>= 16;
+            memcpy(raw + i * 2, &bits, 2);
+        } else if (type == GGML_TYPE_Q8_0 && i % 32 == 0) {
+            q8_0(raw + i / 32 * 34, out + i);
+        } else if (type == GGML_TYPE_Q4_K && i % 256 == 0) {
+            q4_k(raw + i / 256 * 144, out + i, 0);
+        } else if (type == GGML_TYPE_Q5_K && i % 256 == 0) {
+            q4_k(raw + i / 256 * 176, out + i, 1);
+        } else if (type == GGML_TYPE_Q6_K && i % 256 == 0) {
+            q6_k(raw + i / 256 * 210, out + i);
+        }
+    }
+}
+
+static int linear(const struct qvl_kernels * k, const struct stored * stored) {
+    const int type = stored->type, unit = stored->block;
     const int64_t n_in = (int64_t) (1 + below(unit == 1 ? 600 : 3)) * unit, n_out = 1 + below(150), n = 1 + below(20);
-    const int64_t row = unit == 1 ? n_in * 4 : unit == 32 ? n_in / 32 * 34 : n_in / 256 * 144;
+    const int64_t row = n_in / unit * stored->bytes;
     float * weights = filled(n_in * n_out);
     uint8_t * raw = malloc((size_t) (row * n_out));
     for (int64_t i = 0; i < n_out; i++) {
-        if (unit == 1) {
-            memcpy(raw + i * row, weights + i * n_in, (size_t) row);
-        } else {
-            quantized(type, raw + i * row, weights + i * n_in, n_in);
-        }
+        store_row(type, raw + i * row, weights + i * n_in, n_in);
     }
     float *x = filled(n_in * n), *bias = filled(n_out), *other = filled(n_out * n), *y = filled(n_out * n);
     const int format = k->takes(type);
@@ -138,12 +184,13 @@ static int attention(const struct qvl_kernels * k) {
         t[i] = tensor(0, dim * 4, dim, heads, n, data[i]);
         dst.src[i] = &t[i];
     }
-    struct {
-        struct qvl_params head;
-        struct qvl_run runs[1];
-    } params = { { .scalar = 0.5f / sqrtf((float) dim), .choice = 1 }, { { count, size } } };
-    k->attention(&dst, 0, 1, &params);
-    int wrong = params.head.failed;
+    struct qvl_params * params = calloc(1, sizeof *params + sizeof *params->runs);
+    params->scalar = 0.5f / sqrtf((float) dim);
+    params->choice = 1;
+    params->runs[0].count = count;
+    params->runs[0].size = size;
+    k->attention(&dst, 0, 1, params);
+    int wrong = params->failed;
     for (int64_t i = 0; i < n; i++) {
         for (int64_t h = 0; h < heads; h++) {
             double sums[128] = { 0 }, total = 0;
@@ -152,7 +199,7 @@ static int attention(const struct qvl_kernels * k) {
                 for (int64_t d = 0; d < dim; d++) {
                     score += (double) q[(i * heads + h) * dim + d] * key[(j * heads + h) * dim + d];
                 }
-                const double weight = exp(score * (double) params.head.scalar);
+                const double weight = exp(score * (double) params->scalar);
                 total += weight;
                 for (int64_t d = 0; d < dim; d++) {
                     sums[d] += weight * v[(j * heads + h) * dim + d];
@@ -163,7 +210,7 @@ static int attention(const struct qvl_kernels * k) {
             }
         }
     }
-    free(q), free(key), free(v), free(y);
+    free(q), free(key), free(v), free(y), free(params);
     return wrong;
 }
 
@@ -208,7 +255,9 @@ int main(int argc, char ** argv) {
             continue;
         }
         for (int c = 0; c < cases; c++) {
-            wrong |= linear(k, GGML_TYPE_F32) | linear(k, GGML_TYPE_Q8_0) | linear(k, GGML_TYPE_Q4_K);
+            for (size_t t = 0; t < sizeof STORED / sizeof *STORED; t++) {
+                wrong |= linear(k, &STORED[t]);
+            }
             wrong |= attention(k) | norm(k);
         }
         printf("%s: %d cases of each kernel\n", k->name, cases);

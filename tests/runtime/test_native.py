@@ -41,7 +41,7 @@ def arithmetic(level: Kernels, kind: Format) -> str:
     """A key of STEP: what a level multiplies."""
     if kind is Format.BYTES:
         return "bytes"
-    return {"avx512bf16": "bf16", "neon": "float"}.get(level.name, "integers")
+    return {"avx512bf16": "bf16", "neon": "float", "neoni8mm": "float"}.get(level.name, "integers")
 
 
 def step(level: Kernels, kind: Format, x: Matrix) -> NDArray[np.float64]:
