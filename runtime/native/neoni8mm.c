@@ -15,10 +15,7 @@ QVL_TARGET("arch=armv8.2-a+dotprod+i8mm")
 #define BYTE_PAIRS 1
 
 /* 8 bytes at each of two places. */
-INLINE vi join(const void * a, const void * b) {
-    const int8x16_t first = vcombine_s8(vld1_s8(a), vdup_n_s8(0));
-    return (vi) vld1q_lane_s64(b, (int64x2_t) first, 1);
-}
+INLINE vi join(const void * a, const void * b) { return (vi) vcombine_s8(vld1_s8(a), vld1_s8(b)); }
 
 /* The products of two columns, x, with two rows, w: column 0 with row 0 and 1, column 1 with row 0 and 1. */
 INLINE vi pair_dot(vi acc, vi x, vi w) {
