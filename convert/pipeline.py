@@ -36,7 +36,7 @@ from qvl.convert.tensor_map import TensorMap, map_tensors
 from qvl.convert.vocab import generation_defaults, read_vocab
 from qvl.convert.writer import OutputFile, output_files
 from qvl.runtime.atomic import refuse_input
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, check_callable, check_path, check_text, check_whole
 from qvl.runtime.files import is_portable
 
 
@@ -82,6 +82,17 @@ def convert(
         OutputError: a file exists, or is read here, or the disk is full.
     """
     started = time.monotonic()
+    for key, path in (("src", src), ("out_dir", out_dir), ("imatrix", imatrix)):
+        if path is not None or key != "imatrix":
+            check_path(key, path)
+    words = {"text_type": text_type, "vision_type": vision_type, "name": name, "revision": revision,
+             "token_embedding_type": token_embedding_type, "output_type": output_type}  # fmt: skip
+    for key, word in words.items():
+        if word is not None or key in ("text_type", "vision_type"):
+            check_text(key, word)
+    if threads is not None:
+        check_whole("threads", threads, 1, 1 << 16)
+    check_callable("progress", progress)
     recipes = (
         find_recipe(text_type, TEXT_RECIPES, "text"),
         find_recipe(vision_type, VISION_RECIPES, "vision"),

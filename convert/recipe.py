@@ -14,7 +14,7 @@ from typing import Final
 
 from qvl.convert.mixtures import TEXT_RECIPES, VISION_RECIPES, Layer, Recipe, of_eight_experts
 from qvl.convert.rows import Mapped
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import InputError, check_text, shown
 from qvl.runtime.ggml import library as ggml
 from qvl.runtime.ggml.library import Type
 
@@ -97,8 +97,11 @@ def parse_overrides(overrides: Iterable[str]) -> tuple[tuple[re.Pattern[str], Ty
     Raises:
         InputError: no "=" or nothing before it, a damaged expression, or an unknown type.
     """
+    if isinstance(overrides, str | bytes) or not isinstance(overrides, Iterable):
+        raise InputError(f"tensor_types are {shown(overrides)}, expected a list of REGEX=TYPE")
     parsed = []
     for text in overrides:
+        check_text("a tensor type", text)
         pattern, _, kind = text.rpartition("=")
         if not pattern:
             raise InputError(f"tensor type {text!r} names no tensor", hint="expected REGEX=TYPE")

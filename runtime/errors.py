@@ -194,6 +194,16 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise InputError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}")
 
 
+def check_callable(name: str, value: Any) -> None:
+    """A function, or None.
+
+    Raises:
+        InputError: anything else.
+    """
+    if value is not None and not callable(value):
+        raise InputError(f"{name} is {shown(value)}, expected a function")
+
+
 def _bounds(kind: str, least: float, most: float) -> str:
     if math.isinf(most):
         return kind if math.isinf(least) else f"{least} or more"

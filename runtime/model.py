@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeAlias, Unpack
+from typing import Final, TypeAlias, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,18 @@ from qvl.runtime.engine.reply import Reply, Stream
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.store import EmbeddingStore
 from qvl.runtime.engine.units import VisionUnit, n_cells
-from qvl.runtime.errors import InputError, Unpicklable, check_text, check_whole
+from qvl.runtime.errors import (
+    InputError,
+    Unpicklable,
+    check_callable,
+    check_choice,
+    check_text,
+    check_whole,
+    shown,
+)
 from qvl.runtime.families.matching import family_of, rules_of
 from qvl.runtime.find import find_model
+from qvl.runtime.ggml.scheduler import Observer
 from qvl.runtime.grounding.box import Choose, Parser, Resized, Size
 from qvl.runtime.llama.context import Context
 from qvl.runtime.llama.model import ALL_LAYERS, LlamaModel
@@ -88,6 +97,13 @@ def load(
     for name, value in (("n_ctx", n_ctx), ("threads", threads)):
         if value is not None:
             check_whole(name, value, 1, 1 << 22)
+    check_whole("n_gpu_layers", n_gpu_layers, ALL_LAYERS, 1 << 16)
+    check_choice("precision", precision, get_args(Precision))
+    check_choice("optimize", optimize, get_args(Optimize))
+    check_callable("progress", progress)
+    check_callable("ahead", ahead)
+    if cache is not None and not isinstance(cache, EmbeddingCache):
+        raise InputError(f"cache is {shown(cache)}, expected an EmbeddingCache")
     files = find_model(path, mmproj)
     with ExitStack() as opened:
 
@@ -230,15 +246,28 @@ class Model(Unpicklable):
             InputError: a size out of bounds, or the model is closed.
             BackendError: too little memory, or the model was loaded in another process.
         """
-        context = self.context(n_ctx=n_ctx or self.n_ctx, n_seq_max=slots)
+        check_whole("slots", slots, 1)
+        context = self.context(n_ctx=self.n_ctx if n_ctx is None else n_ctx, n_seq_max=slots)
         session = Session(context, self._store, self.template, self.sampling)
         self._sessions.append(session)
         return session
 
-    def context(self, *, n_ctx: int, **options: Any) -> Context:
-        """A bare context on the decoder; options are those of `Context`. The caller closes it."""
+    def context(
+        self,
+        *,
+        n_ctx: int,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_outputs_max: int | None = None,
+        observer: Observer | None = None,
+    ) -> Context:
+        """A bare context on the decoder, with the arguments and errors of `Context`. The caller closes it."""
         self._check_usable()
-        return Context(self.text, n_ctx=n_ctx, threads=self.threads, kv_type=self._kv_type, **options)
+        return Context(
+            self.text, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max,
+            n_outputs_max=n_outputs_max, threads=self.threads, kv_type=self._kv_type, observer=observer,
+        )  # fmt: skip
 
     @property
     def store(self) -> EmbeddingStore:
@@ -321,8 +350,8 @@ class Model(Unpicklable):
         encoded = self._store.encode(unit for unit in units if isinstance(unit, VisionUnit))
         n = n_cells(units)
         rows: list[NDArray[np.float32]] = []
-        size = {"n_ctx": n, "n_batch": min(n, _LOGIT_ROWS), "n_outputs_max": min(n, _LOGIT_ROWS)}
-        with self._lock, self.context(**size) as context:
+        n_rows = min(n, _LOGIT_ROWS)
+        with self._lock, self.context(n_ctx=n, n_batch=n_rows, n_outputs_max=n_rows) as context:
             for batch in batches(units, encoded.vectors, n_batch=context.n_batch, outputs="all"):
                 context.decode(batch)
                 rows.append(context.logits())

@@ -190,6 +190,10 @@ class Stream(Unpicklable, Iterator[Piece]):
         self._reply: Reply | None = None
         self._error: QvlError | None = None
 
+    def __repr__(self) -> str:
+        state = "failed" if self._error is not None else "going on" if self._reply is None else self._reply
+        return f"Stream({state})"
+
     def __next__(self) -> Piece:
         if self._error is not None:
             raise self._error

@@ -61,6 +61,9 @@ class Session(Unpicklable):
         self._lock = threading.RLock()  # of the drafts
         self._drafts: dict[int, Draft] = {}  # by thread
 
+    def __repr__(self) -> str:
+        return f"Session({self.n_cached} of {self.n_ctx} tokens in use)"
+
     @property
     def on_drop(self) -> Callable[[int], None] | None:
         """Called with the number of messages when the oldest had to go because the context is full."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
+from qvl.runtime.errors import InputError, shown
+
 Size: TypeAlias = tuple[int, int]
 Choose: TypeAlias = Callable[[str], tuple[int, Size] | None]
 """Given the readable reply up to a box: number and size of the picture that the box is in, if any."""
@@ -53,13 +55,21 @@ class Box:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], width: int, height: int) -> Self:
-        """The reverse of `json`, for a picture of this size in pixels."""
-        if "box" in value:
-            points = [value["box"][:2], value["box"][2:]]
-        else:
-            points = [value["point"]] if "point" in value else value["quad"]
-        scaled = tuple((x * SCALE / width, y * SCALE / height) for x, y in points)
-        return cls(value.get("label", ""), scaled, value.get("picture"))
+        """The reverse of `json`, for a picture of this size in pixels.
+
+        Raises:
+            InputError: it has another form.
+        """
+        try:
+            if "box" in value:
+                points = [value["box"][:2], value["box"][2:]]
+            else:
+                points = [value["point"]] if "point" in value else value["quad"]
+            scaled = tuple((x * SCALE / width, y * SCALE / height) for x, y in points)
+            return cls(str(value.get("label", "")), scaled, value.get("picture"))
+        except (TypeError, ValueError, KeyError, AttributeError) as e:
+            expected = 'a Box, or {"label", "box": [left, top, right, bottom]}, in pixels'
+            raise InputError(f"a box is {shown(value)}, expected {expected}") from e
 
 
 def within(points: Sequence[tuple[float, float]], *, upright: bool) -> tuple[tuple[float, float], ...]:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
+from qvl.runtime.errors import InputError, shown
 from qvl.runtime.grounding.box import Box
 from qvl.runtime.vision.image import ImageSource, open_picture
 
@@ -61,8 +62,10 @@ def draw(image: ImageSource, boxes: Sequence[Box | Mapping[str, Any]]) -> Image.
         labels leave something of it to see.
 
     Raises:
-        ImageError: the picture cannot be read.
+        ImageError: the picture cannot be read. InputError: a box has another form.
     """
+    if not isinstance(boxes, list | tuple):
+        raise InputError(f"boxes are {shown(boxes)}, expected a list")
     picture = open_picture(image).copy()
     placed = [box if isinstance(box, Box) else Box.from_json(box, *picture.size) for box in boxes]
     enlarge = -(-_SMALL // max(picture.size))

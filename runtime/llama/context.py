@@ -156,6 +156,9 @@ class Context(Unpicklable):
         self.n_batch: int = c.llama_n_batch(self._handle)
         self._n_rows = 0
 
+    def __repr__(self) -> str:
+        return f"Context({self.model.path.name!r}, n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max})"
+
     @property
     def handle(self) -> int:
         """The `llama_context *`.

@@ -98,6 +98,10 @@ class LlamaModel(Unpicklable):
             restore_epsilon(self.handle, self.hparams.rms_epsilon, self.hparams.rope_freq_base)
         self.vocab = Vocab(self.handle, str(self.path), self.metadata)
 
+    def __repr__(self) -> str:
+        where = self.devices[0].name if self.devices else "CPU"
+        return f"LlamaModel({self.path.name!r}, {where!r})"
+
     @property
     def handle(self) -> int:
         """The `llama_model *`.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Final, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qvl.runtime.errors import GGUFError, InputError, Unpicklable
+from qvl.runtime.errors import GGUFError, InputError, Unpicklable, shown
 from qvl.runtime.families.table import FAMILIES, Family, of_projector
 from qvl.runtime.files import MappedFile
 from qvl.runtime.ggml import library as ggml
@@ -158,6 +159,9 @@ class VisionEncoder(Unpicklable):
             finally:
                 encoding.graph.close()
 
+    def __repr__(self) -> str:
+        return f"VisionEncoder({self.path.name!r}, {self.device.name!r}, {self.precision!r})"
+
     def encode(self, images: Sequence[ImageSource], progress: Watch | None = None) -> list[VisionEmbedding]:
         """Embeddings of pictures, packed into as few runs as their sizes allow.
 
@@ -166,12 +170,14 @@ class VisionEncoder(Unpicklable):
             progress: called with the fraction done, after every layer; returning False stops.
 
         Raises:
-            InputError: the encoder is closed.
+            InputError: the encoder is closed, or images are no list.
             ImageError: a picture cannot be read or is out of bounds.
             BackendError: the encoder was loaded in another process.
             Cancelled: progress asked to stop.
         """
         self._check_usable()
+        if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable):
+            raise InputError(f"images are {shown(images)}, expected a list of pictures")
         return self.encode_patches(
             [self.preprocessor.image(open_picture(image)) for image in images], progress
         )

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from qvl.runtime.errors import ImageError
+from qvl.runtime.errors import ImageError, shown
 from qvl.runtime.files import open_file
 from qvl.runtime.vision import deep
 from qvl.runtime.vision.filetype import HEAD, HINTS, file_kind
@@ -136,7 +136,7 @@ def _open(source: ImageSource, max_source_pixels: int, turn: Turn) -> Image.Imag
         return _open_encoded(io.BytesIO(source), name, max_source_pixels, turn)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
-            f"{name} is no picture: expected a path, bytes, a PIL image, or a uint8 array [h, w, 3]"
+            f"a picture is {shown(source)}, expected a path, bytes, a PIL image or a uint8 array [h, w, 3]"
         )
     try:
         with open_file(source) as file:

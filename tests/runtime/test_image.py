@@ -362,7 +362,7 @@ def test_arrays_of_another_layout(array: NDArray[np.uint8]) -> None:
 
 
 def test_objects_of_another_type() -> None:
-    refused(3, "a int", "expected a path")
+    refused(3, "a picture is 3", "expected a path")
 
 
 def test_names() -> None:

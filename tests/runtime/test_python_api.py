@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 
 import qvl.runtime
+from qvl.convert import convert
 from qvl.models import embedded
 from qvl.runtime import Model, Record, Reply, Session, VisionEmbedding, load
 from qvl.runtime.caption import api
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.engine.options import DEFAULTS
-from qvl.runtime.errors import InputError
+from qvl.runtime.errors import ImageError, InputError
 from qvl.runtime.llama.sampler import Sampling
 
 PICTURE = embedded.path().parent / "samples" / "one.png"
@@ -185,6 +186,64 @@ def test_representations_are_short_and_print_no_arrays(model: Model) -> None:
     assert repr(Reply("A star.", (1, 2), "stop")) == "Reply('A star.', 2 tokens, 'stop')"
     assert repr(Record("a.png", "A star.", sha256="0" * 64)) == "Record('a.png', caption='A star.')"
     assert repr(Record("a.png", error="no picture")) == "Record('a.png', error='no picture')"
+    session = model.session(n_ctx=512)
+    stream = session.generate(MESSAGES, max_tokens=1)
+    assert (repr(session), repr(stream)) == ("Session(0 of 512 tokens in use)", "Stream(going on)")
+    stream.result()
+    assert repr(session) != "Session(0 of 512 tokens in use)" and repr(stream).startswith("Stream(Reply(")
+    assert repr(model.text) == "LlamaModel('nano-Q8_0.gguf', 'CPU')"
+    assert repr(model.vision).startswith("VisionEncoder('mmproj-nano-Q8_0.gguf', 'CPU'")
+    assert repr(model.context(n_ctx=64)) == "Context('nano-Q8_0.gguf', n_ctx=256, n_seq_max=1)"
     long = "word " * 1000
     for value in (Reply(long, (1,) * 1000, "length"), Record("a.png", long), Record("a.png", error=long)):
         assert len(repr(value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("precision", "x"), ("optimize", None), ("n_gpu_layers", "x"), ("n_gpu_layers", -2), ("progress", 5),
+        ("ahead", 5), ("cache", "x"), ("device", 5), ("kv_type", 5), ("threads", 0), ("n_ctx", True),
+    ],
+)  # fmt: skip
+def test_an_argument_of_load_that_cannot_be_used_is_named(name: str, wrong: object) -> None:
+    with pytest.raises(InputError, match="KV type" if name == "kv_type" else f"{name} is {wrong!r}"):
+        load(**{"n_ctx": 64, name: wrong}).session()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("src", 5), ("out_dir", None), ("text_type", 5), ("vision_type", None), ("imatrix", 5),
+        ("progress", 5), ("threads", "x"), ("threads", 0), ("name", 5), ("tensor_types", "a=q8_0"),
+        ("tensor_types", 5), ("tensor_types", [5]), ("token_embedding_type", 5), ("output_type", 5),
+        ("revision", 5),
+    ],
+)  # fmt: skip
+def test_an_argument_of_convert_that_cannot_be_used_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, wrong: object
+) -> None:
+    with pytest.raises(InputError, match="tensor type" if wrong == [5] else name):
+        convert(**{"src": tiny_checkpoint, "out_dir": tmp_path, name: wrong})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_and_boxes_of_another_form_are_named(model: Model) -> None:
+    for images in (str(PICTURE), PICTURE, b"x", None, 5):
+        with pytest.raises(InputError, match=r"images are .*, expected a list of pictures"):
+            model.vision.encode(images)  # type: ignore[arg-type]
+    assert len(model.vision.encode(path for path in [PICTURE])) == 1  # type: ignore[arg-type]
+    for picture in (5, [PICTURE], object()):
+        with pytest.raises(ImageError, match=r"a picture is .*, expected a path, bytes, a PIL image or"):
+            model.ask(picture, QUESTION)  # type: ignore[arg-type]
+    for boxes in (
+        "x",
+        [5],
+        [{}],
+        [{"box": [1, 2, 3]}],
+        [{"box": "abcd"}],
+        [{"quad": 5}],
+        {"box": [1, 2, 3, 4]},
+    ):
+        with pytest.raises(InputError, match=r"box(es)? (is|are)"):
+            qvl.runtime.draw(PICTURE, boxes)  # type: ignore[arg-type]
