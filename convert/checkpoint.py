@@ -68,7 +68,7 @@ class Checkpoint:
         )
 
     def same(self, a: TensorEntry, b: TensorEntry) -> bool:
-        """Whether two tensors of one shape hold the same values, bit for bit if they have one dtype."""
+        """True if two tensors of one shape hold the same values, bit for bit if they have one dtype."""
         if a.dtype not in READABLE or b.dtype not in READABLE:
             return False
         left, right = self.array(a), self.array(b)

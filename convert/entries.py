@@ -1,4 +1,4 @@
-"""Where a checkpoint's tensors lie: name, dtype, shape and place in a file, whatever the file's format."""
+"""Entries of a checkpoint's tensors: name, dtype, shape and place in a file of any format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 # dtypes that weights may have, and numpy's for them: BF16 is kept as its bits.
 READABLE: Final[dict[str, str]] = {"BF16": "<u2", "F16": "<u2", "F32": "<f4", "F64": "<f8"}
-# With what else other programs write, buffers and quantized weights: bytes to an element.
+# Bytes of an element, of dtypes for buffers and quantized weights too.
 ITEM_SIZE: Final[dict[str, int]] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("BF16", "F16", "U16", "I16"), 2),
@@ -24,7 +24,7 @@ DERIVED: Final = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies.
+    """Place of one tensor in a file.
 
     Attributes:
         dtype: a key of ITEM_SIZE.

@@ -1,4 +1,4 @@
-"""What the module of a family, `qvl.convert.families.NAME`, defines; found through the table of families."""
+"""Interface of a family's module, `qvl.convert.families.NAME`, which the table of families leads to."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Rounding a row so that what one weight loses the next ones make good, as far as their inputs go together.
+"""GPTQ within K-quant blocks: later weights compensate each rounding error, by the inputs' covariance.
 
-A row's error in what comes out is e'Ce, where C holds the products of inputs. A K-quant's search, with an
-importance matrix or without, sees the diagonal of C alone. Here the scales that it found stay, and levels are
-chosen anew, column by column: after each the columns to come are moved by what makes e'Ce smallest (Frantar
-et al. 2022, "GPTQ", section 3.3). C is known within blocks of 256 columns, so that is how far errors go.
+The squared error of a row's output is e'Ce, where C holds the products of inputs. A K-quant's search, with an
+importance matrix or without, uses only the diagonal of C. Here its scales are kept and the levels are chosen
+again, column by column: after each, the columns to come are moved to minimize e'Ce (Frantar et al. 2022,
+"GPTQ", section 3.3). C is known within blocks of 256 columns, and errors are compensated within these.
 
-numpy does it, so that bytes do not depend on what could be compiled.
+The code is numpy, so that bytes do not depend on a compiler.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from qvl.runtime.ggml.library import Type
 
 _BLOCK: Final = 256
 _STEP: Final = 32  # columns that are moved one by one, the rest by a matrix product
-# Of the mean square of a block's inputs: noise that is thought to be on top of each, as a share. A few
-# pictures show less than all the ways in which inputs differ; what they do not show must not be free.
+# Added to each input's mean square, as a share of the block's mean: a few pictures do not show all directions
+# in which inputs vary, and errors in the others must have a cost too.
 _DAMPING: Final = 0.1
 
 Factors: TypeAlias = NDArray[np.float32]
@@ -32,7 +32,7 @@ Factors: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a type's block of 256 is laid out (ggml-common.h).
+    """Layout of a type's block of 256 (ggml-common.h).
 
     Attributes:
         low, high: levels.
@@ -48,10 +48,10 @@ class _Layout:
 
 
 def factors(products: NDArray[np.float32], name: str) -> Factors:
-    """What `feed_back` takes, from sums of products of inputs [n_blocks, 256, 256].
+    """Factors for `feed_back`, from sums of products of inputs [n_blocks, 256, 256].
 
     Raises:
-        GGUFError: products that no inputs have.
+        GGUFError: the products are not a covariance matrix.
     """
     out = np.empty(products.shape, np.float32)
     for i, block in enumerate(products):
@@ -66,14 +66,14 @@ def factors(products: NDArray[np.float32], name: str) -> Factors:
         out[i] = upper / np.diag(upper)[:, None]
     if not np.isfinite(out).all():
         raise GGUFError(
-            f"the importance matrix's products for {name} are those of no inputs",
+            f"the importance matrix's products for {name} are not positive definite",
             hint="the file is damaged: make it again with qvl imatrix",
         )
     return out
 
 
 def feed_back(kind: Type, values: NDArray[np.float32], data: memoryview, moves: Factors) -> None:
-    """Choose the levels of quantized rows anew, in place.
+    """Choose the levels of quantized rows again, in place.
 
     Args:
         kind: a key of `FEEDBACK`.
@@ -117,7 +117,7 @@ def _half(packed: NDArray[np.uint8], at: int) -> NDArray[np.float32]:
 
 
 def _affine_steps(packed: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of Q4_K and Q5_K: two halves, then scales and offsets in six bits each (`get_scale_min_k4`)."""
+    """Scales and offsets of Q4_K and Q5_K: two halves, then six bits each (`get_scale_min_k4`)."""
     a, b, c = packed[:, 4:8], packed[:, 8:12], packed[:, 12:16]
     scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
     offsets = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
@@ -125,7 +125,7 @@ def _affine_steps(packed: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArr
 
 
 def _symmetric_steps(packed: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of Q6_K: scales of eight bits with one half."""
+    """Scales of Q6_K: eight bits each, and one half."""
     scales = _half(packed, 208) * packed[:, 192:208].view(np.int8)
     return scales, np.zeros_like(scales)
 
@@ -155,4 +155,4 @@ FEEDBACK: Final[Mapping[Type, _Layout]] = {
     Type.Q5_K: _Layout(0, 31, _affine_steps, _pack_q5),
     Type.Q6_K: _Layout(-32, 31, _symmetric_steps, _pack_q6),
 }
-"""Types that are known here."""
+"""Supported types."""

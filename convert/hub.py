@@ -14,7 +14,7 @@ from typing import Final
 
 from qvl.runtime.errors import CheckpointError, DownloadError
 
-# What a conversion reads; not the repository's other formats.
+# Files that a conversion reads; not the repository's other formats.
 FILES: Final = (
     "config.json",
     "generation_config.json",
@@ -112,7 +112,7 @@ def _download(repo: str, revision: str | None, bars: bool) -> Path:
                 "unset HF_HUB_OFFLINE to download it",
             ) from error
         raise failed("the hub cannot be reached", "check the connection, or pass a local folder") from error
-    # Whatever else: a dropped connection, a full disk, a hash that does not fit. Which classes these are
+    # All other errors: a dropped connection, a full disk, a hash that does not fit. Which classes these are
     # depends on the HTTP library that this version of huggingface_hub happens to use.
     except Exception as error:
         raise failed(f"download failed: {error}", "run again: it resumes where it stopped") from error

@@ -87,7 +87,7 @@ class TextHyperparameters:
 
 @dataclass(frozen=True)
 class VisionHyperparameters:
-    """What image encoders of all families have; a family may add to it.
+    """Hyperparameters of image encoders of all families; a family may add its own.
 
     Attributes:
         embed_dim: width of the encoder.
@@ -184,7 +184,7 @@ class Section:
         return float(value)
 
     def counts(self, key: str, *, below: int, least: int = 0) -> tuple[int, ...]:
-        """Whole numbers from 0, each below a bound, in rising order."""
+        """Rising integers from 0, each below a bound."""
         value = self.get(key)
         if (
             not isinstance(value, list | tuple)
@@ -263,7 +263,7 @@ def read_text(root: Section, text: Section) -> TextHyperparameters:
 
 
 def _sections(rope: Section, head_dim: int) -> tuple[int, int, int]:
-    """How many frequencies turn with time, height and width."""
+    """Numbers of rotary frequencies for time, height and width."""
     sections = rope.get("mrope_section")
     if (
         not isinstance(sections, list | tuple)

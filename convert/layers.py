@@ -58,7 +58,7 @@ def decoder_rows(text: TextHyperparameters, block: Iterable[Rule]) -> Iterator[M
 
 
 def vision_sizes(vision: VisionHyperparameters) -> dict[str, int]:
-    """What the axes of the encoder's rules stand for."""
+    """Sizes of the axes that the encoder's rules name."""
     merged = vision.embed_dim * vision.spatial_merge_size**2
     return {"dim": vision.embed_dim, "mlp": vision.mlp_size, "merged": merged, "out": vision.hidden_size}
 

@@ -136,7 +136,7 @@ def read_preprocessor(folder: Path, config: ModelConfig) -> dict[str, Any]:
 
 
 def general_metadata(folder: Path, name: str, repo: str | None) -> Metadata:
-    """Who made this: name, where it came from, and the licence of the model card."""
+    """Name, source repository, and the licence of the model card."""
     metadata: Metadata = {"general.name": name}
     if repo is not None:
         metadata["general.source.repo_url"] = f"https://huggingface.co/{repo}"

@@ -14,7 +14,7 @@ from qvl.runtime.ggml.library import Type
 
 @dataclass(frozen=True)
 class Layer:
-    """What a rule may look at.
+    """A layer, as far as rules depend on it.
 
     Attributes:
         i: the layer's number.

@@ -181,7 +181,7 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
 
 
 def _data_offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after its local header, whose extra field aligns them (APPNOTE 4.3.7)."""
+    """Offset of a member's bytes: after its local header, whose extra field aligns them (APPNOTE 4.3.7)."""
     file.seek(info.header_offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
@@ -239,7 +239,7 @@ def _storages(state: Any) -> Iterator[_Storage]:
 
 
 def _entry(path: Path, name: str, tensor: _Tensor, offsets: Mapping[str, int], size: int) -> TensorEntry:
-    """Where a tensor lies, once its storage is known to hold it."""
+    """Entry of a tensor, checked to lie within its storage."""
     storage, item = tensor.storage, ITEM_SIZE[tensor.storage.dtype]
     n = math.prod(tensor.shape)
     last = (

@@ -1,10 +1,10 @@
-"""Rows of a checkpoint into rows of a GGUF file, on all cores and in little memory.
+"""Converts and quantizes rows of a checkpoint into a GGUF file, on all cores and in little memory.
 
-A tensor is cut into chunks of whole rows. A worker takes a chunk from the mapped shard to float32
-(libggml's converters), quantizes it (`ggml_quantize_chunk`, or our own K-quants: the same bytes, sooner),
-lets weights make good for each other where products of inputs are at hand (qvl.convert.feedback), and writes
-it where it belongs. ctypes lets go of the interpreter's lock for these calls, so threads are enough.
-Pages that were read are dropped from this process as the work goes on.
+A tensor is cut into chunks of whole rows. A worker takes a chunk from the mapped shard to float32 (libggml's
+converters), quantizes it (`ggml_quantize_chunk`, or our own K-quants, which give the same bytes faster),
+compensates rounding errors where products of inputs are at hand (qvl.convert.feedback), and writes it at its
+offset. ctypes releases the interpreter's lock for these calls, so that threads suffice. Pages that were read
+are dropped from this process along the way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ StepProgress = Callable[[int, int, str], None]
 
 
 class Sink(Protocol):
-    """Where chunks go; called from several threads."""
+    """Destination of chunks; called from several threads."""
 
     def write_at(self, offset: int, data: memoryview) -> None: ...
 
@@ -103,7 +103,7 @@ def write_tensors(
         threads: workers; one for each logical core that this process may use unless given.
 
     Returns:
-        Tensor names to what is odd about their values, only for those where something is.
+        Names of tensors with values that the file cannot carry, and their counts.
 
     Raises:
         OSError: from the sink, or from reading the checkpoint. Anything that `progress` raises.
@@ -131,7 +131,7 @@ def write_tensors(
     try:
         for chunk in _chunks(checkpoint, jobs):
             pending.append((chunk, pool.submit(worker, chunk)))
-            # A short queue keeps every worker busy and an interrupt quick.
+            # A short queue keeps every worker busy, and interrupts fast.
             if len(pending) > 4 * n_threads:
                 collect()
         while pending:
@@ -167,7 +167,7 @@ def source_rows(checkpoint: Checkpoint, job: TensorJob) -> Array:
 
 
 class _Worker:
-    """What runs in the pool; buffers are kept by thread."""
+    """Converts, quantizes and writes one chunk; buffers are kept by thread."""
 
     def __init__(self) -> None:
         self.lib = ggml.lib()
@@ -230,7 +230,7 @@ class _Worker:
         return data.data
 
     def holds(self, data: memoryview, kind: Type) -> bool:
-        """Whether the written rows are free of infinite values and scales."""
+        """True if the written rows are free of infinite values and scales."""
         if kind in (Type.F32, Type.BF16):
             return True
         held = np.frombuffer(data, np.uint8)

@@ -1,4 +1,4 @@
-"""Which tensor gets which type: a mixture (mixtures.py), what the caller wants otherwise, and what fits.
+"""Types of all tensors: by a mixture (mixtures.py), the caller's choices, and the length of rows.
 
 The two files follow one rule for what is quantized at all: matrices, not norms, biases or the patch
 embedding.
@@ -20,7 +20,7 @@ from qvl.runtime.ggml.library import Type
 
 __all__ = ["TEXT_RECIPES", "VISION_RECIPES", "Choices", "Planned", "Recipe", "plan_text", "plan_vision"]
 
-# Where a row is no multiple of the block: the next type that has smaller blocks, then F16
+# Fallbacks for rows that are not a multiple of the block: a type with smaller blocks, then F16
 # (llama-quant.cpp, `tensor_type_fallback`).
 SMALLER_BLOCKS: Final[dict[Type, Type]] = {
     Type.Q2_K: Type.Q4_0,
@@ -39,7 +39,7 @@ class Planned:
     """A tensor with its type.
 
     Attributes:
-        wanted: the recipe's type, before its rows were looked at.
+        wanted: the recipe's type, before the length of its rows is checked.
         type: what is written.
     """
 
@@ -55,7 +55,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the caller asked for beyond a type's name.
+    """The caller's choices beside the name of a type.
 
     Attributes:
         overrides: regular expression over tensor names to type; the first match decides.
@@ -71,7 +71,7 @@ class Choices:
 
 
 def _known(name: str, names: Iterable[str]) -> str:
-    """What could have been meant, and what there is."""
+    """Hint with names close to a wrong one, and all there are."""
     plain = {known.replace("_", ""): known for known in names}
     word = re.sub(r"[-_ ]", "", name.lower())
     close = [word] if word in plain else get_close_matches(word, plain, n=2, cutoff=0.75)

@@ -83,7 +83,7 @@ class Mapped:
 
     @property
     def is_experts(self) -> bool:
-        """Whether this is a stack of matrices, one for each expert."""
+        """True for a stack of matrices, one for each expert."""
         return len(self.shape) == 3
 
 

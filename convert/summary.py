@@ -1,4 +1,4 @@
-"""What a conversion has done, for the table at its end and for scripts."""
+"""Results of a conversion, for the table at its end and for scripts."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from qvl.convert.hyperparameters import ModelConfig
 from qvl.convert.rows import Mapped
 from qvl.runtime.errors import CheckpointError
 
-# What tools and versions of transformers put before a tensor's name, any number of times: 5.5 doubled
-# prefixes (huggingface/transformers#45357), torch.compile and data parallel training leave theirs.
+# Prefixes that tools and versions of transformers put before a tensor's name, repeatedly: 5.5 doubled
+# some (huggingface/transformers#45357), torch.compile and data parallel training leave theirs.
 WRAPPERS: Final = ("model.", "language_model.", "_orig_mod.", "module.", "base_model.")
 DECODER: Final = ("layers.", "embed_tokens.", "norm.")
 # Tensors that change what the model computes, if they are there.
@@ -73,7 +73,7 @@ def map_tensors(config: ModelConfig, checkpoint: Checkpoint) -> TensorMap:
     ignored = {n for n in spare if DERIVED.search(n) or n == HEAD or not OWN.match(n)}
     _refuse_other_formats(where, spare)
     if missing or spare - ignored:
-        # With something missing, whatever is left over may be what it is called here.
+        # With a tensor missing, an unknown one may be the same under another name.
         left_over = {n for n in spare if not DERIVED.search(n) and n != HEAD} if missing else spare - ignored
         parts = [f"{len(s)} tensors {w}: {_some(s)}" for w, s in
                  (("left over", left_over), ("missing", missing)) if s]  # fmt: skip

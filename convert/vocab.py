@@ -1,4 +1,4 @@
-"""Tokenizer files into what `tokenizer.ggml.*` holds.
+"""Reads tokenizer files into the values of `tokenizer.ggml.*`.
 
 Reads `tokenizer.json`, or `vocab.json` with `merges.txt`; added tokens from there, from
 tokenizer_config.json and from added_tokens.json. The result is the table llama.cpp's converter would
@@ -145,7 +145,7 @@ def read_vocab(folder: Path, config: TextHyperparameters, required: Sequence[str
 
 
 def _with_rows(added: Added, size: int) -> tuple[Added, tuple[str, ...]]:
-    """Added tokens that the embedding has rows for; transformers loads the others, and cannot use them."""
+    """Added tokens that have a row in the embedding; others cannot be used."""
     beyond = {i: text for i, (text, _) in added.items() if i >= size}
     if not beyond:
         return added, ()
@@ -283,7 +283,7 @@ def _table(
 
 
 def _added_type(text: str, special: bool) -> TokenType:
-    """As upstream: what looks like <|control|> is one, whatever its flag says."""
+    """Type of an added token; as upstream, `<|name|>` is a control token whatever its flag says."""
     control = special or (text.startswith("<|") and text.endswith("|>"))
     return TokenType.CONTROL if control else TokenType.USER_DEFINED
 

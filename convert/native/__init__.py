@@ -1,4 +1,4 @@
-"""Q4_K, Q5_K and Q6_K to libggml's own bytes, some ten times as fast as libggml comes to them.
+"""Quantizers for Q4_K, Q5_K and Q6_K with libggml's own bytes, about ten times as fast.
 
 libggml's search for the scales of a block is written for one block at a time, and compiled for any x86-64.
 Ours (kquants.c) does eight or sixteen blocks at once with AVX2 or AVX-512. A last bit depends on how libggml
@@ -74,7 +74,7 @@ def kquants() -> KQuants | None:
 
 
 def compiled(level: int | None = None) -> KQuants | None:
-    """The quantizer, not yet held against libggml; for a level, or the best that this CPU has."""
+    """The quantizer, not yet checked against libggml; for one instruction set, or the CPU's best."""
     spec = importlib.util.find_spec("qvl.convert.native._kquants")
     if spec is None or spec.origin is None:
         return None
@@ -92,7 +92,7 @@ def compiled(level: int | None = None) -> KQuants | None:
 
 
 def _agrees(found: KQuants, kind: Type) -> bool:
-    """Whether the bytes are libggml's, plain and weighed, for rows of many kinds."""
+    """True if rows of many kinds give libggml's bytes, with and without an importance matrix."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal((33, _BLOCK)) * 10.0 ** rng.uniform(-6, 2, (33, 1))
     values[1] = 0

@@ -1,4 +1,4 @@
-"""Which family a text file is of, and whether it and an image encoder belong together."""
+"""Family of a text file, and the check that it and an image encoder belong together."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def resize_volume(
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """What will be seen of a video.
+    """Frames that will be taken of a video.
 
     Attributes:
         n_frames: how many are taken.
@@ -169,7 +169,7 @@ class VideoPlan:
 def plan_video(
     source: VideoSource, preprocessor: Preprocessor, options: VideoOptions | None = None
 ) -> VideoPlan:
-    """What `load_video` would take of a video, for the price of its first frame.
+    """Plan `load_video` for a video, reading only its first frame.
 
     Raises:
         VideoError: as `load_video`, as far as the first frame shows it.

@@ -11,7 +11,7 @@ from qvl.runtime.vision.grid import TOKEN_PIXELS
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How to sample a video; the defaults are Qwen2-VL's, a family's stand in its `Preprocessor.video`.
+    """Options of sampling; defaults are Qwen2-VL's, a family has its own in `Preprocessor.sampling`.
 
     Attributes:
         fps: frames to take a second.
@@ -33,6 +33,6 @@ class VideoOptions:
     by_volume: bool = False
 
     def given(self, values: Iterable[tuple[str, float]]) -> VideoOptions:
-        """With the names and numbers that stand beside a video in a message."""
+        """These options with those that a message gives beside its video."""
         changes: dict[str, Any] = {n: value if n.endswith("fps") else int(value) for n, value in values}
         return replace(self, **changes)

@@ -88,7 +88,7 @@ class VisionConfig:
         return CHANNELS * FRAMES_PER_PATCH * self.patch_size**2
 
     def is_full(self, layer: int) -> bool:
-        """Whether a block attends within the whole frame."""
+        """True if a block attends within the whole frame."""
         return (layer + 1) % self.full_every == 0
 
     def operations(self, patches: int) -> Operations:
