@@ -6,19 +6,24 @@ QVL_KILLS says how often each is killed; `make kills` has 50.
 
 from __future__ import annotations
 
+import base64
 import errno
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.checkpoint import Shape, Style, write_checkpoint
+from support.families import write_family
 
 from qvl.cli.chat import sessions
 from qvl.convert import Converted, convert
@@ -77,15 +82,19 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_conversion(tmp_path: Path) -> None:
-    chance = random.Random("convert")
-    shape = Shape(hidden=256, inner=1024, layers=4, depth=2, vocab_size=288)
-    checkpoint = write_checkpoint(tmp_path / "c", shape, Style(tokenizer="bytes", dtype="BF16"))
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen_vl", "qwen2_5_vl", "qwen3_vl_moe"])
+def test_conversion(tmp_path: Path, family: str) -> None:
+    chance = random.Random(f"convert {family}")
+    if family == "qwen2_vl":
+        shape = Shape(hidden=256, inner=1024, layers=4, depth=2, vocab_size=288)
+        checkpoint = write_checkpoint(tmp_path / "c", shape, Style(tokenizer="bytes", dtype="BF16"))
+    else:
+        checkpoint = write_family(tmp_path / "c", family)
     out = tmp_path / "out"
     command = qvl("convert", checkpoint, "-o", out, "--type", "q4_k_m", "--force", "-q")
     seconds = timed(command)
     new = {path.name: path.read_bytes() for path in out.iterdir()}
-    for _ in range(N_KILLS):
+    for _ in range(N_KILLS if family == "qwen2_vl" else N_KILLS // 2):
         for name in new:
             (out / name).write_bytes(b"old")
         killed(command, chance.uniform(0.3 * seconds, 1.1 * seconds))
@@ -144,6 +153,48 @@ def test_the_cache(tmp_path: Path) -> None:
         for n, entry in found.items():
             assert entry is None or (entry.embeddings == n).all()
         assert all(found[int(n)] is not None for n in printed)  # a kill is no power cut
+
+
+def test_a_server(tmp_path: Path) -> None:
+    """Killed while it encodes, streams and stores: the cache holds whole embeddings alone."""
+    httpx = pytest.importorskip("httpx2")
+    chance = random.Random("serve")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = qvl("serve", "--port", "0", "-c", "512")
+    folder = tmp_path / "qvl" / "embeddings"
+    stored = 0
+    for n in range(N_KILLS):
+        body = {"stream": True, "max_tokens": 200, "messages": [{"role": "user", "content": [noise(n)]}]}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            killer = threading.Timer(chance.uniform(0, 0.4), process.kill)
+            try:
+                while httpx.get(f"{address}health", timeout=60).status_code != 200:
+                    time.sleep(0.02)
+                killer.start()
+                with httpx.stream("POST", f"{address}v1/chat/completions", json=body, timeout=60) as response:
+                    for _ in response.iter_lines():
+                        pass
+            except httpx.HTTPError:
+                pass
+            finally:
+                process.kill()
+                killer.cancel()
+        cache = EmbeddingCache(folder)
+        keys = [path.stem for path in folder.glob("*.safetensors")]
+        assert all(cache.get(key) is not None for key in keys)
+        assert len(keys) >= stored
+        stored = len(keys)
+
+
+def noise(seed: int) -> dict[str, object]:
+    """A part of a message: a picture that no cache knows."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (112, 112, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 # full disks and folders that cannot be written -----------------------------------------------------------
