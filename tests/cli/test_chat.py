@@ -210,7 +210,7 @@ def test_ctrl_c_at_an_empty_prompt_says_how_to_leave(chat: Callable[..., Termina
     terminal = chat()
     terminal.type("half a line")
     terminal.expect("half a line")
-    assert "Ctrl-D" not in terminal.interrupt_until(r"(?s)\n(.*?)>>> $")[1]
+    assert "Ctrl-D" not in terminal.interrupt_until(r"(?s)\n(.*?)>>> ")[1]  # the first prompt after it
     terminal.interrupt_until(r"Ctrl-D or /exit ends")
     terminal.expect(PROMPT)
     assert terminal.leave() == 0

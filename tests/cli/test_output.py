@@ -177,32 +177,32 @@ def test_colour_only_on_a_terminal() -> None:
 
 
 LABELLED = """
-import time
 from qvl.cli.output import Output
 
 words = ["first"]
 with Output().progress("working", "pictures", delay=0) as bar:
     bar(0, 1, lambda: f"at the {words[-1]}")
-    time.sleep(0.4)
+    input()
     words.append("second")
-    time.sleep(0.4)
+    input()
 """
 
 
 def test_a_label_that_is_a_function_is_asked_again() -> None:
     with Terminal([sys.executable, "-c", LABELLED]) as terminal:
         terminal.expect("at the first")
+        terminal.enter("")
         terminal.expect("at the second")
+        terminal.enter("")
         assert terminal.exit_code() == 0
 
 
 SILENT = """
-import time
 from qvl.cli.output import Output
 
 with Output().progress("working", "%", delay=0.2):
-    time.sleep(1.5)
-with Output().progress("hidden", "%", delay=0.2):
+    input()
+with Output().progress("hidden", "%", delay=60):
     pass
 """
 
@@ -210,6 +210,7 @@ with Output().progress("hidden", "%", delay=0.2):
 def test_a_bar_shows_before_progress_is_reported() -> None:
     with Terminal([sys.executable, "-c", SILENT]) as terminal:
         terminal.expect("working")
+        terminal.enter("")
         assert terminal.exit_code() == 0
     assert "hidden" not in terminal.text
 

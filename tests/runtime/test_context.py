@@ -167,15 +167,15 @@ def test_abort_from_another_thread(model: LlamaModel) -> None:
         tokens = np.ones(16000, np.int32)
         stopper = threading.Timer(0.15, context.abort)
         stopper.start()
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(Cancelled):
             context.decode_tokens(tokens, 0)
-        aborted = time.perf_counter() - start
+        aborted = time.process_time() - start
         context.remove(0, 0)
         assert context.last_position() == -1
-        start = time.perf_counter()
+        start = time.process_time()
         context.decode_tokens(tokens[:2048], 0)
-        assert aborted < 8 * (time.perf_counter() - start)  # all of it would take far over 8 times as long
+        assert aborted < 8 * (time.process_time() - start)  # all of it would take far over 8 times as long
 
 
 def test_cancelled_is_asked_meanwhile(model: LlamaModel) -> None:

@@ -36,7 +36,8 @@ class FakeBackend:
         self.n_embd = n_embd
         self.encoded: list[int] = []
         self.prepared = 0
-        self.pause = 0.0
+        self.pause, self.steps = 0.0, 10
+        self.finished = 0
 
     def prepare(self, chunk: VisionChunk, progress: Any = None) -> Patches:
         self.prepared += 1
@@ -52,13 +53,14 @@ class FakeBackend:
         self.encoded.append(len(inputs))
         out = []
         for patches in inputs:
-            for step in range(10):
+            for step in range(self.steps):
                 time.sleep(self.pause)
-                yield step / 10
+                yield step / self.steps
             t, h, w = patches.grid_thw
             rng = np.random.default_rng(int(patches.pixel_values[0, 0] * 1000))
             rows = rng.standard_normal((t * h * w // 4, self.n_embd), dtype=np.float32)
             out.append(VisionEmbedding(rows, patches.grid_thw))
+        self.finished += 1
         return out
 
 
