@@ -82,34 +82,41 @@ class GraphRunner:
         for backend, device in self._cpus:
             _set_threads(backend, device, threads)
 
-    def _reset(self, graph: Graph) -> None:
-        """Make the scheduler forget the placed graph, and give it room for another.
+    def _scheduler(self, graph: Graph) -> int:
+        """A scheduler with room for a graph: its tables take 24 kB of address space for each node."""
+        size = 2 * graph.max_nodes  # its nodes, and as many leaves
+        require_address_space(size * _NODE_BYTES + _HEADROOM, "the image encoder")
+        n = len(self._backends)
+        backends, types = (ctypes.c_void_p * n)(*self._backends), (ctypes.c_void_p * n)(*self._buffer_types)
+        made: int = ggml.lib().ggml_backend_sched_new(
+            ctypes.addressof(backends), ctypes.addressof(types), n, size, False, True
+        )
+        return made
 
-        Its tables take 24 kB of address space for each node, so they are made for the largest graph so far.
-        """
+    def _reset(self, graph: Graph) -> None:
+        """Make the scheduler forget the placed graph, and give it room for another."""
         lib = ggml.lib()
         self._ready = None
         if graph.max_nodes <= self._capacity:
             lib.ggml_backend_sched_reset(self._sched)
             return
-        size = 2 * graph.max_nodes  # its nodes, and as many leaves
-        require_address_space(size * _NODE_BYTES + _HEADROOM, "the image encoder")
         if self._sched:
             lib.ggml_backend_sched_free(self._sched)
-        n = len(self._backends)
-        backends, types = (ctypes.c_void_p * n)(*self._backends), (ctypes.c_void_p * n)(*self._buffer_types)
-        self._sched = lib.ggml_backend_sched_new(
-            ctypes.addressof(backends), ctypes.addressof(types), n, size, False, True
-        )
+            self._sched, self._capacity = None, 0
+        self._sched = self._scheduler(graph)
         self._capacity = graph.max_nodes
 
+    def is_placed(self, graph: Graph) -> bool:
+        """Whether a graph's nodes are in memory; once another took its place, it has to be built anew."""
+        return self._ready is graph
+
     def prepare(self, graph: Graph) -> None:
-        """Place a graph's nodes in memory; it stays placed until another graph is.
+        """Place a new graph's nodes in memory; it stays placed until another graph is.
 
         Raises:
             BackendError: not enough memory.
         """
-        if self._ready is graph:
+        if self.is_placed(graph):
             return
         require_address_space(_HEADROOM, "this picture")
         lib = ggml.lib()
@@ -121,12 +128,16 @@ class GraphRunner:
         self._ready = graph
 
     def planned_bytes(self, graph: Graph) -> int:
-        """Bytes that a graph's nodes would take, found without taking them."""
+        """Bytes that a graph's nodes would take, found without taking them.
+
+        With a scheduler of its own: after `ggml_backend_sched_reserve_size` ggml takes a graph of the same
+        shape for placed, and writes to buffers that do not exist.
+        """
         lib = ggml.lib()
         sizes = (ctypes.c_size_t * len(self._backends))()
-        self._reset(graph)
-        lib.ggml_backend_sched_reserve_size(self._sched, graph.pointer, ctypes.addressof(sizes))
-        lib.ggml_backend_sched_reset(self._sched)
+        scheduler = self._scheduler(graph)
+        lib.ggml_backend_sched_reserve_size(scheduler, graph.pointer, ctypes.addressof(sizes))
+        lib.ggml_backend_sched_free(scheduler)
         return sum(sizes)
 
     def run(

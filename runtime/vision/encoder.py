@@ -284,12 +284,13 @@ class VisionEncoder(Unpicklable):
         return [VisionEmbedding(part, grid, size) for part, grid in zip(parts, grids, strict=True)]
 
     def _encoding(self, grids: tuple[Grid, ...]) -> TowerGraph:
-        if self._last is None or self._last[0] != grids:
+        last = self._last
+        if last is None or last[0] != grids or not self._runner.is_placed(last[1].graph):
             encoding = self._tower.build(self.config, self._weights, grids, self._layers)
             self._forget()
-            self._last = (grids, encoding)
-        self._runner.prepare(self._last[1].graph)
-        return self._last[1]
+            self._last = last = (grids, encoding)
+        self._runner.prepare(last[1].graph)
+        return last[1]
 
     def _forget(self) -> None:
         if self._last is not None:

@@ -119,6 +119,19 @@ def test_frames_do_not_see_each_other(encoder: VisionEncoder) -> None:
     assert not np.allclose(before.embeddings[6:], after.embeddings[6:])
 
 
+def test_plans_leave_the_encoder_usable(encoder: VisionEncoder) -> None:
+    """Planned for the same shape and for others: ggml keeps plans whose memory it never took."""
+    inputs = noise((1, 4, 6))
+    others = [*noise((1, 8, 8)), *inputs]
+    before = encoder.encode_patches(inputs)[0].embeddings
+    assert encoder.planned_bytes((1, 128, 128)) > encoder.planned_bytes((1, 4, 6))
+    assert np.array_equal(encoder.encode_patches(inputs)[0].embeddings, before)
+    encoder.planned_bytes((1, 8, 8))
+    assert relative(encoder.encode_patches(others)[1].embeddings, before) < 1e-6
+    encoder.planned_bytes((1, 4, 6))
+    assert np.array_equal(encoder.encode_patches(inputs)[0].embeddings, before)
+
+
 @pytest.mark.parametrize("kind", [ggml.Type.F32, ggml.Type.F16, ggml.Type.BF16])
 def test_tiles_attend_as_flash_does(
     encoder: VisionEncoder, kind: ggml.Type, monkeypatch: pytest.MonkeyPatch
