@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def main() -> None:
         os.environ |= {"HOME": home, "XDG_STATE_HOME": "", "XDG_CACHE_HOME": ""}
         text = BLOCK.sub(lambda match: f"{match[1]}{refresh(match[2])}{match[3]}", text)
     README.write_text(text, encoding="utf-8")
+    shutil.copyfile(ROOT / "demo" / "boxes.png", ROOT / "docs" / "boxes.png")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -85,7 +86,8 @@ def encoder_text(vision: VisionEncoder) -> str:
     if level is not None and vision.precision != "exact":
         whose = f"qvl's {level.name} kernels"
     elif vision.device.is_cpu and level is None:
-        whose = "ggml's kernels (none of qvl's run on this processor: slower than the published figures)"
+        why = "QVL_NATIVE=0" if os.environ.get("QVL_NATIVE") == "0" else "none of qvl's run on this processor"
+        whose = f"ggml's kernels ({why}: slower than the published figures)"
     else:
         whose = "ggml's kernels"
     return f"{whose}, on {vision.device.name}"
