@@ -244,13 +244,13 @@ def test_a_key_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
 _WORKER = """
 import sys
 import numpy as np
-from qvl.runtime.vision.cache import EmbeddingCache, Entry
+from qvl.runtime.vision.cache import EmbeddingCache, CachedEmbedding
 directory, bound = sys.argv[1], int(sys.argv[2])
 cache = EmbeddingCache(directory, bound, memory_bytes=0)
 wrong = 0
 for turn in range(150):
     i = turn * 7 % 20
-    made = Entry(np.full((16, 64), i, np.float32), (1, 4, 16))
+    made = CachedEmbedding(np.full((16, 64), i, np.float32), (1, 4, 16))
     got = cache.get(f"{i:064x}")
     wrong += got is not None and not (got.embeddings.shape == (16, 64) and (got.embeddings == i).all())
     cache.put(f"{i:064x}", made)
