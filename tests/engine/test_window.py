@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from support.chatml import assistant, image, system, text, user
 from support.sessions import GREEDY, FakeBackend, held, new_session
 
-from qvl.runtime.engine.window import Fitter
 from qvl.runtime.engine.session import Session
 from qvl.runtime.engine.units import Unit, VisionUnit, n_cells
+from qvl.runtime.engine.window import Fitter
 from qvl.runtime.errors import ContextFullError
 from qvl.runtime.llama.model import LlamaModel
 from qvl.runtime.prompt.messages import Message
