@@ -4,10 +4,17 @@
     python benchmarks/vision.py --whole --peers "$(benchmarks/peers.sh)"
                                                     also against llama-mtmd-cli and llama-bench
 
-Writes benchmarks/vision.json, and from it benchmarks/vision.svg and a section of benchmarks/README.md.
-Contenders take turns, picture by picture, in one process, on the same files and a new picture each round;
-ratios are of medians. What is not measured this time stays in the JSON as it was, so that a long run can
-be made in parts (`--sections`, `--sizes`, `--only`): keep those whose ratio counts in one part.
+Writes benchmarks/vision.json, and from it benchmarks/vision.svg and a section of benchmarks/README.md: a
+table for each processor and level of kernels, which never mix. Contenders take turns, picture by picture, in
+one process, on the same files and a new picture each round; ratios are of medians. What is not measured this
+time stays in the JSON as it was, so that a long run can be made in parts (`--sections`, `--sizes`, `--only`):
+keep those whose ratio counts in one part.
+
+A lower level is measured on a better processor by holding everybody to it: QVL_NATIVE=avx2 for ours,
+LLAMA_CPP_LIB_PATH with a build of llama.cpp for AVX2 alone (GGML_NATIVE=OFF, GGML_AVX2=ON, GGML_FMA=ON,
+GGML_F16C=ON), and for torch ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2.
+Say so with `--title`.
+
 transformers takes part where torch is installed.
 """
 
@@ -174,9 +181,17 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     return {"threads": args.threads, "clock": args.clock}
 
 
+def processor(args: argparse.Namespace) -> str:
+    """What the results hold for: the processor, and the level of kernels that it runs or is held to."""
+    machine = describe_machine()
+    return f"{machine.cpu}, {args.title or machine.native or 'no kernels of ours'}"
+
+
 def measure(args: argparse.Namespace, work: Path, results: dict[str, Any], save: Callable[[], None]) -> None:
-    """Every section asked for, into the results, which are saved after each part."""
+    """Every section asked for, into the results of this processor, which are saved after each part."""
     results["machine"] = describe_machine().as_dict()
+    if args.note:
+        results["note"] = args.note
     results["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     if {"encode", "profile", "packing"} & {*args.sections}:
         text, mmprojs = random_model.files(work, random_model.SEEING, args.types)
@@ -222,6 +237,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="in place of --whole: a text GGUF of full size")
     parser.add_argument("--mmproj", type=Path, nargs=2, metavar=("F16", "Q8_0"), help="that go with --text")
     parser.add_argument("--peers", type=Path, help="folder of llama-mtmd-cli and llama-bench")
+    parser.add_argument("--title", help='in place of the level of kernels: "held to AVX2"')
+    parser.add_argument("--note", help="what else to say of the machine")
     parser.add_argument("--results", type=Path, default=HERE / "vision.json")
     parser.add_argument("--report", action="store_true", help="only write the report from the results")
     args = parser.parse_args()
@@ -230,15 +247,16 @@ def main() -> None:
         args.threads, args.timer = 1, time.process_time
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     if not args.report:
+        found = results.setdefault(processor(args), {})
         with tempfile.TemporaryDirectory() as folder:
-            measure(args, args.work or Path(folder), results, lambda: save(results, args.results))
+            measure(args, args.work or Path(folder), found, lambda: save(results, args.results))
     report.write(results, args.results.with_suffix(".svg"), args.results.with_name("README.md"))
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    if "encode" in results:
-        order = sorted(results["encode"].items(), key=lambda item: item[1]["patches"])
-        results["encode"] = dict(order)
+    for found in results.values():
+        if "encode" in found:
+            found["encode"] = dict(sorted(found["encode"].items(), key=lambda item: item[1]["patches"]))
     path.write_text(json.dumps(rounded(results), indent=1) + "\n")
 
 

@@ -273,6 +273,22 @@ def test_a_few_layers_at_a_time_give_the_same(
         assert np.array_equal(one.embeddings, other.embeddings)
 
 
+@pytest.mark.parametrize("level", ["0", *levels()])
+def test_memory_of_16384_patches_grows_with_their_number(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest picture is planned, not encoded: all scores at once would take 16 times those of 4096."""
+    monkeypatch.setenv("QVL_NATIVE", level)
+    mmproj = convert(write_checkpoint(tmp_path / "model", Shape()), tmp_path, "f16", "q8_0").mmproj
+    with VisionEncoder(mmproj, device="cpu") as encoder:
+        assert (encoder.precision == "exact") == (level == "0")
+        [before] = encoder.encode_patches(noise((1, 2, 2)))
+        few, many = (encoder.planned_bytes((1, side, side)) for side in (64, 128))
+        assert few < many < 4.2 * few
+        [after] = encoder.encode_patches(noise((1, 2, 2)))
+        assert np.array_equal(before.embeddings, after.embeddings)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("source", "vision_type"),

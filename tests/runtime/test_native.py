@@ -345,6 +345,43 @@ def test_any_number_of_threads_gives_the_same(level: Kernels) -> None:
 
 
 @on_every_level
+@pytest.mark.parametrize("kind", [ggml.Type.F16, ggml.Type.Q8_0, ggml.Type.Q4_K])
+def test_any_number_of_threads_multiplies_alike(level: Kernels, kind: ggml.Type) -> None:
+    rng = np.random.default_rng(2)
+    raw, _ = stored(rng.standard_normal((200, 512), dtype=np.float32), kind)
+    x = rng.standard_normal((901, 512), dtype=np.float32)
+    target = level.formats[kind]
+
+    def build(g: Graph, tensors: list[Tensor]) -> Tensor:
+        params = KernelParams(choice=target << 16)
+        columns = made(g, level, level.prepare, target, 512, 901, tensors[1:], params)
+        return made(g, level, level.linear, Format.F32, 200, 901, (tensors[0], columns), KernelParams())
+
+    inputs: list[Input] = [(kind, (512, 200), raw), (ggml.Type.F32, (512, 901), x)]
+    one, *others = (run(build, inputs, threads) for threads in (1, 2, 5))
+    assert all(np.array_equal(one, other) for other in others)
+
+
+@on_every_level
+def test_eight_bit_weights_take_wide_activations(level: Kernels) -> None:
+    """As the merger asks for: the activations' rounding is then that of 13 bits."""
+    rng = np.random.default_rng(3)
+    raw, w = stored(rng.standard_normal((70, 160), dtype=np.float32), ggml.Type.Q8_0)
+    x = rng.standard_normal((13, 160), dtype=np.float32)
+
+    def build(g: Graph, tensors: list[Tensor]) -> Tensor:
+        kind = Format.WIDE
+        columns = made(g, level, level.prepare, kind, 160, 13, tensors[1:], KernelParams(choice=kind << 16))
+        params = KernelParams(choice=kind << 24)
+        return made(g, level, level.linear, Format.F32, 70, 13, (tensors[0], columns), params)
+
+    found = run(build, [(ggml.Type.Q8_0, (160, 70), raw), (ggml.Type.F32, (160, 13), x)])
+    x_step, w_step = step(level, Format.WIDE, x), step(level, Format.WIDE, w)
+    error = x_step @ np.abs(w).T + np.abs(x) @ w_step.T + x_step @ w_step.T + 1e-4
+    assert np.all(np.abs(found - x.astype(np.float64) @ w.astype(np.float64).T) <= error)
+
+
+@on_every_level
 def test_an_odd_row_keeps_its_last_input(level: Kernels) -> None:
     w, x = np.zeros((1, 7), np.float32), np.zeros((1, 7), np.float32)
     w[0, 6] = x[0, 6] = 1
