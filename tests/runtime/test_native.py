@@ -123,8 +123,7 @@ def test_which_levels_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def ggml_features() -> set[str]:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
+    if not (path := Path("/proc/cpuinfo")).exists():
         return set()
     found = re.search(r"^flags\s*:(.*)$", path.read_text(), re.MULTILINE)
     return {flag.upper() for flag in found[1].split()} if found else set()
