@@ -63,7 +63,7 @@ def repacked_bytes(gguf: GGUFFile, optimize: Optimize = "decode") -> int:
 
 
 def _products(gguf: GGUFFile) -> Iterator[TensorInfo]:
-    """Matrices to multiply with. A tied embedding also stays as it is, for looking up rows."""
+    """Matrices of products. A tied embedding is one of them; the file's own rows also serve look-ups."""
     tied = "output.weight" not in gguf.tensors
     for name, tensor in gguf.tensors.items():
         if len(tensor.shape) == 2 and (tied or name != "token_embd.weight"):

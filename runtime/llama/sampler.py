@@ -93,7 +93,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether every token is the most likely one, so that replies to one prompt are equal."""
+        """True if every token is the most likely one, so that replies to one prompt are equal."""
         return self.temperature == 0 or self.top_k == 1
 
     def override(self, **given: float | None) -> Sampling:

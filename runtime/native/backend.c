@@ -244,7 +244,7 @@ static void * get_proc_address(struct ggml_backend_reg * reg, const char * name)
                                                                   : NULL;
 }
 
-/* Whether ggml's own CPU backend has the layout of backend.h: the last fields of its structs are where they should be. */
+/* True if ggml's own CPU backend has the layout of backend.h: the last fields of its structs are where they should be. */
 static bool fits(void) {
     struct ggml_backend_reg * reg = ggml.dev_reg(ggml.cpu);
     struct ggml_backend * cpu = ggml.dev_init(ggml.cpu, NULL);
@@ -257,7 +257,7 @@ static bool fits(void) {
     return same;
 }
 
-/* What to register (ggml_backend_register), once; NULL where ggml is of another build. */
+/* The registry for ggml_backend_register, to be asked for once; NULL where ggml is of another build. */
 QVL_EXPORT void * qvl_backend(const struct qvl_ggml * functions) {
     ggml = *functions;
     if (!fits()) {

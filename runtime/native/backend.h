@@ -1,5 +1,5 @@
-/* What a backend needs of ggml beside its tensors: its functions, and the layout of ggml-backend-impl.h as of the
- * pinned llama-cpp-python. Pointers to what is only handed on are void. */
+/* ggml's interface for backends: its functions, and the layout of ggml-backend-impl.h as of the pinned
+ * llama-cpp-python. Pointers that are only handed on are void. */
 #pragma once
 
 #include "kernels.h"
