@@ -1,4 +1,4 @@
-"""Where the program `qvl`, and `python -m qvl.cli`, begin.
+"""Entry point of the program `qvl` and of `python -m qvl.cli`.
 
 Importing takes a tenth of a second, in which a Ctrl-C may come as at any other time.
 """

@@ -82,7 +82,7 @@ def bench(
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured.
+    """Model and setting of a measurement.
 
     Attributes:
         precision: of the image encoder; None without one.
@@ -146,7 +146,7 @@ def as_text(subject: Subject, machine: Machine, speed: Speed, width: int | None 
 
 
 def _setting(subject: Subject, machine: Machine) -> list[str]:
-    """What was measured, and on what."""
+    """Describe the model, the machine and the kernels."""
     instructions = f" ({', '.join(machine.instructions)})" if machine.instructions else ""
     lines = [
         " + ".join(name for name in (subject.model, subject.mmproj) if name),
@@ -159,7 +159,7 @@ def _setting(subject: Subject, machine: Machine) -> list[str]:
 
 
 def as_json(subject: Subject, machine: Machine, speed: Speed) -> dict[str, Any]:
-    """The same for scripts; every repetition's seconds."""
+    """The measurement for scripts, with the seconds of every repetition."""
 
     def timing(t: Timing | None) -> dict[str, Any] | None:
         if t is None:

@@ -96,7 +96,7 @@ Actors = Annotated[
 
 @dataclass(frozen=True)
 class ModelOptions(options.ModelOptions):
-    """As of `qvl chat`, but for the context: all pictures that are under way share one."""
+    """Options of `qvl chat`, with a context that all pictures under way share."""
 
     n_ctx: Annotated[int | None, options.ctx_size(help="Context size in tokens, shared by all pictures.")] = (
         None
@@ -105,7 +105,7 @@ class ModelOptions(options.ModelOptions):
 
 @dataclass(frozen=True)
 class SamplingOptions(options.SamplingOptions):
-    """As of `qvl chat`, but for the length of a caption."""
+    """Options of `qvl chat`, with the length of a caption as default."""
 
     max_tokens: options.MaxTokens = 256
 

@@ -34,7 +34,7 @@ _INTERRUPTED: Final = 130
 
 @dataclass(frozen=True)
 class Destination:
-    """Where captions go.
+    """Destination of captions.
 
     Attributes:
         output: a file; None is stdout, unless there are sidecars.

@@ -1,4 +1,4 @@
-"""What `qvl verify` compares: a GGUF pair, or a checkpoint that runs in transformers.
+"""Comparands of `qvl verify`: a GGUF pair, or a checkpoint that runs in transformers.
 
 A checkpoint is also converted, without loss, to temporary GGUF files: they give the prompts their tokens,
 and the parts that are swapped.

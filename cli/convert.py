@@ -144,7 +144,7 @@ def as_text(done: Converted, width: int | None = None) -> str:
 
 
 def as_json(done: Converted) -> dict[str, Any]:
-    """The same for scripts; sizes in bytes, times in seconds."""
+    """The result for scripts: sizes in bytes, times in seconds."""
     return {
         "text": str(done.text),
         "mmproj": str(done.mmproj),

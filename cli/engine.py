@@ -69,7 +69,7 @@ def open_model(
 
 
 def _is_embedded(model: Model) -> bool:
-    """Whether it is the model that comes with qvl: it is introduced, so that nobody takes it for Qwen's."""
+    """Return whether it is the embedded model, which is introduced lest it be taken for Qwen's."""
     from qvl.runtime.find import embedded_model
 
     try:

@@ -38,7 +38,7 @@ def fitting_types(
 
 
 def explain(fit: Fit, memory: Memory, n_ctx: int) -> str:
-    """Why these types."""
+    """Explain the choice of types."""
     lines = [
         f"{fit.chosen.text_type} and {fit.chosen.vision_type}: {human_bytes(memory.total)} of "
         f"{human_bytes(fit.budget)}",
@@ -51,7 +51,7 @@ def explain(fit: Fit, memory: Memory, n_ctx: int) -> str:
 
 
 def memory_rows(memory: Memory, n_ctx: int) -> list[tuple[str, int]]:
-    """What a prediction is made of, for people."""
+    """List the parts of a memory prediction, named for people."""
     text = memory.text
     rows = [
         ("decoder weights", text.weights),

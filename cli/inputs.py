@@ -1,4 +1,4 @@
-"""What a command reads: no command may write over it, and pipes are kept as files."""
+"""Inputs of commands: guards against overwriting them, and keeps what pipes give as files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuse_stdout(inputs: Iterable[Path]) -> None:
 
 
 def is_pipe(name: str) -> bool:
-    """Whether a name is a pipe that a shell made: `<(…)` in bash and zsh, /dev/stdin."""
+    """Return whether a name is a pipe that a shell made: `<(…)` in bash and zsh, /dev/stdin."""
     if not name.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin")):
         return False
     try:
@@ -108,7 +108,7 @@ def read_stdin(out: Output) -> bytes:
 
 
 def has_piped_input() -> bool:
-    """Whether stdin is a pipe, or a file from its beginning: not what a shell's loop reads line by line."""
+    """Return whether stdin is a pipe, or a file at its beginning (a shell's loop has read some of it)."""
     try:
         found = os.fstat(sys.stdin.fileno())
         if stat.S_ISREG(found.st_mode):

@@ -182,7 +182,7 @@ def _tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _picture_tokens(meta: Mapping[str, Any]) -> dict[str, int] | None:
-    """How many tokens the smallest and the largest picture take in the prompt."""
+    """Tokens of the smallest and the largest picture in the prompt."""
     patch = meta.get("clip.vision.patch_size")
     bounds = [meta.get(f"clip.vision.image_{end}_pixels") for end in ("min", "max")]
     if not isinstance(patch, int) or not all(isinstance(b, int) for b in bounds):

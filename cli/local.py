@@ -45,7 +45,7 @@ def remember(text: Path) -> None:
 
 
 def local_models() -> list[Local]:
-    """What can be loaded here, the default first."""
+    """List the models that can be loaded here, the default first."""
     from qvl.runtime.find import default_model, find_model
 
     try:

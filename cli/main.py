@@ -125,7 +125,7 @@ def _root() -> None:
 
 
 def _is_completing() -> bool:
-    """Whether a shell asks how a command line can go on."""
+    """Return whether a shell asks for completions."""
     return "_QVL_COMPLETE" in os.environ
 
 

@@ -51,7 +51,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def human_rate(a_minute: float) -> str:
-    """What is done in a minute: "2,350 a minute", "4.5 a minute"."""
+    """Format a rate per minute: "2,350 a minute", "4.5 a minute"."""
     digits = 0 if a_minute >= 9.95 else 1
     return f"{a_minute:,.{digits}f}".removesuffix(".0") + " a minute"
 
@@ -72,7 +72,7 @@ def one_line(text: str) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's words go.
+    """Prints what a command says, to stdout and stderr.
 
     Attributes:
         quiet: -q: only errors and warnings reach stderr, and no bars.

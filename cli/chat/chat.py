@@ -86,7 +86,9 @@ def chat(
     refuse_stdout(inputs)
     if draw:
         if attachments and all(a.kind == "video" for a in attachments):
-            raise typer.BadParameter("boxes are drawn onto pictures, found only a video", param_hint="--draw")
+            raise typer.BadParameter(
+                "boxes can be drawn onto pictures only; this is a video", param_hint="--draw"
+            )
         drawing.check_target(draw, inputs=inputs, force=force)
     saved = sessions.load(sessions.LAST) if continue_ else None
     grammar = read_schema_option(schema)

@@ -13,7 +13,7 @@ Merge = Callable[[Any], Mapping[str, Any]]
 
 
 def told_apart(left: Any, right: Any, merge: Merge, depth: int = 0) -> str | bool:
-    """Whether no value written for one schema fits the other too.
+    """Return whether no value written for one schema fits the other too.
 
     Args:
         merge: gives a schema without references and allOf.

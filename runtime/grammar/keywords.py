@@ -58,7 +58,7 @@ def check_shapes(schema: Mapping[str, Any], path: str) -> None:
 
 
 def is_of_type(value: Any, kind: str) -> bool:
-    """Whether a JSON value has a type of the vocabulary."""
+    """Return whether a JSON value has a type of the vocabulary."""
     if isinstance(value, bool) or value is None:
         return kind == ("null" if value is None else "boolean")
     if kind == "integer":
