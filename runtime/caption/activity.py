@@ -1,4 +1,4 @@
-"""What long work is at this moment, for a status line: any thread may say so, and any may ask."""
+"""Thread-safe progress of long-running work, for a status line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Activity:
         self.at(what, 1.0)
 
     def words(self) -> str:
-        """What began last: "reading clip.mp4 45%"; nothing when nothing is under way."""
+        """The work begun last, as in "reading clip.mp4 45%"; empty when there is none."""
         with self._lock:
             if not self._shares:
                 return ""

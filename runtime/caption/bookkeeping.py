@@ -23,7 +23,7 @@ Result: TypeAlias = tuple[Item, Record]
 
 
 class Results(Protocol):
-    """Where records go: `ledger.Ledger`, or `stream.Stream` for stdout."""
+    """Destination of records: `ledger.Ledger`, or `stdout.JsonLines`."""
 
     mode: Mode
     crashed: bool
@@ -39,7 +39,7 @@ class Results(Protocol):
 
 
 class Stop:
-    """How the user ends a run: asked once, it finishes what is in flight; twice, it stops at once.
+    """A request to end a run: the first finishes the pictures in flight, the second stops at once.
 
     Attributes:
         raises: a second request raises KeyboardInterrupt where it arrives, for runs that wait on others.
@@ -66,7 +66,7 @@ class Stop:
 
 @dataclass
 class Tally:
-    """What a run has come to, and where the time went.
+    """Counts and times of a run.
 
     Attributes:
         total: pictures asked for; skipped: done before this run; failed_before: skipped with an error.
@@ -126,7 +126,7 @@ class Book:
         return known
 
     def todo(self) -> Iterator[Item]:
-        """What has no result yet, until the user asks to stop."""
+        """The pictures without a result, until the user asks to stop."""
         if self.sidecars is not None and self.results.crashed:
             self.sidecars.restore(self.items, self.results.recent(_RESTORE))
         for item in self.items:

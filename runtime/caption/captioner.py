@@ -53,7 +53,7 @@ class CaptionJob:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a job.
+    """The outcome of a job.
 
     Attributes:
         texts, finish_reasons: one for each sample.
@@ -72,7 +72,7 @@ class Done:
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """What all jobs of a run have in common.
+    """Settings that all jobs of a run share.
 
     Attributes:
         start: words that begin every reply; the model goes on from them.
@@ -130,7 +130,7 @@ class BatchCaptioner:
 
     @property
     def busy(self) -> bool:
-        """Whether it has jobs that are not done."""
+        """True while it has jobs that are not done."""
         return bool(self._jobs or self._failed)
 
     def submit(self, job: CaptionJob) -> None:

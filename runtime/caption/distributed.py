@@ -1,8 +1,8 @@
 """A run on a Ray cluster: Ray Data hands the pictures out to a pool of actors, each with a model of its own.
 
-This process keeps the books: it alone has the file of results open, and writes each block of records as it
-comes back. An actor that dies is replaced and its block is done again by another; since a block comes back
-once, whole, nothing is lost and nothing comes twice.
+This process alone has the file of results open, and writes each block of records as it comes back. The block
+of an actor that dies is done again by another; since a block comes back once, whole, nothing is lost and
+nothing comes twice.
 
 Pictures and model files must be reachable by the same paths on every machine, as on a shared file system.
 Pictures of equal content are found here before any is handed out, so that each is captioned once.
@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 
 from qvl.runtime.caption.assemble import readable
 from qvl.runtime.caption.bookkeeping import Book, Result, Results, Stop
-from qvl.runtime.caption.duplicates import first_twins
+from qvl.runtime.caption.duplicates import first_duplicates
 from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.options import CaptionOptions
 from qvl.runtime.caption.prepare import content_hash
@@ -39,7 +39,7 @@ Copies: TypeAlias = Mapping[str, list[Item]]  # by the path of the first
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """What an actor needs to know; it is pickled.
+    """Settings of an actor; they are pickled.
 
     Attributes:
         load_options: for `qvl.runtime.load`.
@@ -170,14 +170,14 @@ class RayRunner(Book):
         items = [*known, *todo]
         first: list[Item] = []
         copies: Copies = defaultdict(list)
-        places = first_twins(items, self._prompts, content_of)[len(known) :]
+        places = first_duplicates(items, self._prompts, content_of)[len(known) :]
         for item, place in zip(todo, places, strict=True):
-            twin = items[place]
-            if twin.path == item.path:
+            duplicate = items[place]
+            if duplicate.path == item.path:
                 first.append(item)
-            elif twin.path not in done:
-                copies[twin.path].append(item)
-            elif record := self.results.record(twin.path):
+            elif duplicate.path not in done:
+                copies[duplicate.path].append(item)
+            elif record := self.results.record(duplicate.path):
                 same_as = record.same_as or record.path
                 copy = replace(readable(record), path=item.path, same_as=same_as, seconds=0.0)
                 yield from self.keep([(item, copy)])

@@ -16,10 +16,10 @@ from qvl.runtime.caption.inputs import Item
 from qvl.runtime.caption.prompts import Prompts
 from qvl.runtime.errors import QvlError
 
-_THREADS: Final = 8  # they wait for a network's file system as a rule
+_THREADS: Final = 8  # they mostly wait for a network's file system
 
 
-def first_twins(
+def first_duplicates(
     items: Sequence[Item], prompts: Prompts, content_of: Callable[[Item], str | None]
 ) -> list[int]:
     """For each item the place of the first with its content and its prompt; mostly its own.
@@ -41,7 +41,7 @@ def first_twins(
         except QvlError:
             return None  # what is wrong with it is found where it is captioned
 
-    with ThreadPoolExecutor(_THREADS, "qvl-twins") as pool:
+    with ThreadPoolExecutor(_THREADS, "qvl-duplicates") as pool:
         for i, same in zip(shared, pool.map(key, shared), strict=True):
             if same is not None:
                 found[i] = seen.setdefault(same, i)

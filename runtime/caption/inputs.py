@@ -155,7 +155,7 @@ def _named(path: Path, notes: list[str]) -> Iterator[Item]:
 
 
 def _matches(pattern: Path, notes: list[str]) -> Iterator[Item]:
-    """What a glob names, in order; `**` stands for folders of any depth."""
+    """Matches of a glob, in order; `**` stands for folders of any depth."""
     parts = pattern.parts
     fixed = next(
         i for i, part in enumerate(parts) if glob.has_magic(part) and not is_there(Path(*parts[: i + 1]))

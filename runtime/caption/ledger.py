@@ -117,12 +117,12 @@ class Ledger:
     # what is there ---------------------------------------------------------------------------------
 
     def failed(self, path: str) -> bool | None:
-        """Whether the latest record of a picture is an error; None if it has no record."""
+        """True if the latest record of a picture is an error; None if it has no record."""
         entry = self._latest.get(path)
         return None if entry is None else entry.failed
 
     def is_done(self, path: str) -> bool:
-        """Whether this run has nothing left to do for a picture."""
+        """True if this run has nothing left to do for a picture."""
         entry = self._latest.get(path)
         if entry is None or self.mode == "skip":
             return entry is not None

@@ -117,7 +117,7 @@ def by_composition(name: str, names: Iterable[str]) -> str | None:
 
 
 def matches(pattern: Path) -> list[Path]:
-    """What a glob names, in order. Parts of it that exist as they stand are names, not patterns.
+    """Matches of a glob, in order. Parts of it that exist as they stand are names, not patterns.
 
     Raises:
         InputError: `**` inside a name.

@@ -70,7 +70,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Preparer:
-    """What turns an item into frames and a prompt; safe to call from several threads at once.
+    """Turns items into frames and prompts; any thread may call it.
 
     Attributes:
         activity: told how far the frames of videos are read; closed, it stops the reading.
@@ -185,7 +185,7 @@ class Prefetcher:
 
     @property
     def exhausted(self) -> bool:
-        """Whether everything has been taken."""
+        """True once everything has been taken."""
         return not self._futures
 
     def take(self, timeout: float | None) -> PreparedPicture | Rejected | None:

@@ -53,7 +53,7 @@ class Record:
 
     @property
     def failed(self) -> bool:
-        """Whether there is an error in place of a caption."""
+        """True if there is an error in place of a caption."""
         return self.error is not None
 
     def as_dict(self) -> dict[str, Any]:

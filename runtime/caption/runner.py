@@ -39,7 +39,7 @@ class Captioner(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether it has jobs that are not done."""
+        """True while it has jobs that are not done."""
 
     def submit(self, job: CaptionJob) -> None:
         """Take a job."""
@@ -81,7 +81,7 @@ class Runner(Book):
         self.activity = plan.prepare.activity
         self._flying: dict[int, PreparedPicture] = {}
         self._keys = count()
-        self._twins: dict[tuple[str, str], list[PreparedPicture]] = {}  # by content and prompt
+        self._duplicates: dict[tuple[str, str], list[PreparedPicture]] = {}  # by content and prompt
 
     def run(self) -> Iterator[Record]:
         """Yield each record once it is safe on disk, in the order in which they are done.
@@ -127,13 +127,13 @@ class Runner(Book):
         if refused := self.refused(item):
             return refused
         content = (prepared.sha256, prepared.prompt.text)
-        if content in self._twins:
-            self._twins[content].append(prepared)
+        if content in self._duplicates:
+            self._duplicates[content].append(prepared)
             return None
         if self.results.mode not in ("append", "prepend") and (known := self.results.with_content(*content)):
             same_as = known.same_as or known.path
             return replace(readable(known), path=item.path, same_as=same_as, seconds=0.0)
-        self._twins[content] = []
+        self._duplicates[content] = []
         self._flying[key := next(self._keys)] = prepared
         seeds = tuple(image_seed(self.plan.seed, prepared.sha256, i) for i in range(self.plan.samples))
         prompt = prepared.prompt
@@ -153,10 +153,10 @@ class Runner(Book):
             first = self._flying.pop(outcome.key)
             record = self._record(first, outcome)
             results.append((first.item, record))
-            for twin in self._twins.pop((first.sha256, first.prompt.text)):
+            for duplicate in self._duplicates.pop((first.sha256, first.prompt.text)):
                 same_as = None if record.failed else first.item.path
                 results.append(
-                    (twin.item, replace(self._record(twin, outcome), same_as=same_as, seconds=0.0))
+                    (duplicate.item, replace(self._record(duplicate, outcome), same_as=same_as, seconds=0.0))
                 )
         return results
 

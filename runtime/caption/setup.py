@@ -1,4 +1,4 @@
-"""From a loaded model and options to a runner: how many pictures at once, and the context they share."""
+"""Builds a runner from a loaded model and options: pictures at once, and the context that they share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHARE: Final = 0.5  # of the free memory
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How many sequences a run has, and the KV cells that they share."""
+    """Number of sequences of a run, and the KV cells that they share."""
 
     sequences: int
     n_ctx: int
@@ -49,7 +49,7 @@ def choose_parallelism(
     n_ctx: int | None = None,
     has_videos: bool = False,
 ) -> Parallelism:
-    """As many sequences as the device gains from, and as the memory has room for.
+    """Choose as many sequences as the device gains from and the memory has room for.
 
     Args:
         parallel: pictures at once; None chooses.
@@ -107,7 +107,7 @@ def plan_for(
     preprocessor: Preprocessor,
     sidecars: Sidecars | None = None,
 ) -> Plan:
-    """What a runner is to do. Raises InputError for a template or table that cannot be used."""
+    """The plan of a run. Raises InputError for a template or table that cannot be used."""
     return Plan(
         items,
         Preparer(preprocessor, options.prompts(model.template.rules.caption)),
@@ -129,7 +129,7 @@ def open_captioner(
     stop: Stop,
     activity: Activity | None = None,
 ) -> BatchCaptioner:
-    """What captions; the caller closes it.
+    """Open a captioner, which the caller closes.
 
     Raises:
         InputError: a schema that cannot be used, or a model without an image encoder.

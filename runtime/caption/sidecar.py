@@ -28,7 +28,7 @@ _LONGEST: Final = 255  # bytes of a name on ext4, APFS, XFS; letters on NTFS
 
 @dataclass(frozen=True)
 class Sidecars:
-    """Where each picture's caption goes as a text file.
+    """Text files with captions, one for each picture.
 
     Attributes:
         suffix: takes the place of the picture's own.
@@ -80,14 +80,14 @@ class Sidecars:
             refuse_input(target, by_name.get(target.name.casefold(), ()))
 
     def takes(self, item: Item) -> bool:
-        """Whether a picture's text file can be made: its folder, or the one below which that will be."""
+        """True if a picture's text file can be made in its folder, which may have to be made too."""
         folder = self.path(item).parent
         while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 never raises
             folder = folder.parent
         return os.access(folder, os.W_OK | os.X_OK)
 
     def has(self, item: Item) -> bool:
-        """Whether a picture has a text: a file that is not blank, or that cannot be read."""
+        """True if a picture has a text: a file that is not blank, or that cannot be read."""
         try:
             return self.read(item) is not None
         except InputError:
@@ -113,7 +113,7 @@ class Sidecars:
         return text if text.strip() else None
 
     def obstacle(self, item: Item, *, joins: bool) -> str | None:
-        """Why a picture's text file cannot be made, or None.
+        """The reason why a picture's text file cannot be made, or None.
 
         Args:
             joins: the text that is there is to be kept beside the new one.
@@ -174,7 +174,7 @@ def text_of(record: Record) -> str:
 
 
 def ledger_path(items: Iterable[Item], out_dir: Path | None) -> Path:
-    """Where the ledger of a run without an output file of its own lies: the folder common to all."""
+    """Path of the ledger of a run without an output file: in the folder common to all pictures."""
     if out_dir is not None:
         return out_dir / LEDGER_NAME
     folders = {Path(item.root or ".").absolute() for item in items}

@@ -24,7 +24,7 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class RunState:
-    """What the file beside the results says.
+    """Content of the file beside the results.
 
     Attributes:
         pass_mode: the pass that is under way, or None.

@@ -34,7 +34,7 @@ class Line:
 
 
 class Table(Protocol):
-    """How records lie in a file."""
+    """A format of records in a file."""
 
     header: bytes
 
@@ -51,11 +51,11 @@ class Table(Protocol):
         ...
 
     def is_whole(self, line: bytes) -> bool:
-        """Whether a raw record ends as a record does."""
+        """True if a raw record ends as a record does."""
         ...
 
     def ends_itself(self, line: bytes) -> bool:
-        """Whether a raw record without its newline lacks nothing else."""
+        """True if a raw record without its newline lacks nothing else."""
         ...
 
 

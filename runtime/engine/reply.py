@@ -30,7 +30,7 @@ class TokenLogprob:
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
-        """From the logits that it was sampled from: float32 [n_vocab]."""
+        """Compute it from the logits that the token was sampled from, float32 [n_vocab]."""
         logprobs = logits.astype(np.float64) - float(logits.max())
         logprobs -= np.log(np.exp(logprobs).sum())
         best = np.argpartition(-logprobs, n_top)[:n_top]
@@ -101,7 +101,7 @@ class Timings:
 
     @property
     def first_token_seconds(self) -> float:
-        """From the question to the first token, without sampling it."""
+        """Seconds from the question to the first token, without sampling it."""
         return self.encode_seconds + self.prefill_seconds
 
 

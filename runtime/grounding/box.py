@@ -21,7 +21,7 @@ SCALE = 1000
 
 @dataclass(frozen=True)
 class Box:
-    """Where something is in a picture.
+    """The place of something in a picture.
 
     Attributes:
         label: what is there, as the model named it; empty if it did not.
@@ -44,7 +44,7 @@ class Box:
         return tuple((round(x * width / SCALE), round(y * height / SCALE)) for x, y in self.points)
 
     def json(self, width: int, height: int) -> dict[str, Any]:
-        """As JSON: "label", and in pixels "box" as [left, top, right, bottom], "point" as [x, y]
+        """Return JSON: "label", and in pixels "box" as [left, top, right, bottom], "point" as [x, y]
         or "quad" as [[x, y], …]."""
         points = self.pixels(width, height)
         if self.shape == "box":
@@ -117,7 +117,7 @@ class Parser(Protocol):
     """Finds boxes in a reply that comes in pieces."""
 
     def feed(self, text: str) -> list[Event]:
-        """What a piece of the reply completes."""
+        """Take in a piece of the reply; returns the events that it completes."""
 
     def finish(self) -> list[Event]:
-        """What the end of the reply leaves."""
+        """Take in the end of the reply."""

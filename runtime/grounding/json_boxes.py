@@ -49,7 +49,7 @@ class JsonBoxes:
         self._quoted = self._escaped = False
 
     def feed(self, text: str) -> list[Event]:
-        """What a piece of the reply completes."""
+        """Take in a piece of the reply; returns the events that it completes."""
         return list(self._events(text))
 
     def finish(self) -> list[Event]:

@@ -1,4 +1,4 @@
-"""Which of a conversation's pictures a text speaks of: "Picture 2", "the first image", "in b.png".
+"""Mentions of a conversation's pictures in a text: "Picture 2", "the first image", "in b.png".
 
 Pictures are numbered as `number_images` labels them, from 1, in the order of the conversation.
 """

@@ -88,12 +88,12 @@ class GroundingParser:
         self._label = ""
 
     def feed(self, text: str) -> list[Event]:
-        """What a piece of the reply completes."""
+        """Take in a piece of the reply; returns the events that it completes."""
         self._held += text
         return list(self._events(finished=False))
 
     def finish(self) -> list[Event]:
-        """What the end of the reply leaves."""
+        """Take in the end of the reply."""
         return list(self._events(finished=True))
 
     def _events(self, *, finished: bool) -> Iterator[Event]:

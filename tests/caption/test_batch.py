@@ -166,7 +166,7 @@ def test_videos_are_captioned_as_videos(model: Model, tmp_path: Path) -> None:
 
 
 def test_runs_that_follow_each_other_see_their_own_pictures(model: Model, pictures: Path) -> None:
-    """As on a cluster, where a model stays loaded from one block of pictures to the next."""
+    """On a cluster, a model stays loaded from one block of pictures to the next."""
     options = CaptionOptions(max_tokens=12, sampling={"temperature": 0.0})
     first, captioner = open_run(model, [], options, JsonLines(), parallel=2)
     expected = {path.name: alone(model, path) for path in sorted(pictures.glob("*.png"))}

@@ -50,7 +50,7 @@ def actors() -> list[int]:
 
 
 def is_own(pid: int) -> bool:
-    """Whether a process descends from this one."""
+    """True if a process descends from this one."""
     while pid > 1:
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -14,7 +14,7 @@ from support.caption_fakes import write_pictures
 
 from qvl.runtime.caption import distributed
 from qvl.runtime.caption.distributed import RayRunner
-from qvl.runtime.caption.duplicates import first_twins
+from qvl.runtime.caption.duplicates import first_duplicates
 from qvl.runtime.caption.inputs import Item, find_inputs
 from qvl.runtime.caption.ledger import Ledger
 from qvl.runtime.caption.options import CaptionOptions
@@ -45,21 +45,21 @@ def test_only_files_of_a_shared_size_are_read(folder: Path) -> None:
         read.append(Path(item.path).name)
         return content_hash(item.path)
 
-    places = first_twins(items, Prompts(Template("Describe.")), content_of)
+    places = first_duplicates(items, Prompts(Template("Describe.")), content_of)
     twins = {names[i]: names[place] for i, place in enumerate(places) if place != i}
     assert twins == {"copy1.png": "001.png", "copy2.png": "001.png", "empty2.png": "empty1.png"}
     assert sorted(read) == ["001.png", "copy1.png", "copy2.png", "empty1.png", "empty2.png"]
 
 
-@pytest.mark.parametrize(("template", "n_twins"), [("{width} by {height}", 3), ("This is {stem}.", 0)])
-def test_the_prompts_of_twins_are_equal_too(folder: Path, template: str, n_twins: int) -> None:
+@pytest.mark.parametrize(("template", "n_duplicates"), [("{width} by {height}", 3), ("This is {stem}.", 0)])
+def test_the_prompts_of_duplicates_are_equal_too(folder: Path, template: str, n_duplicates: int) -> None:
     items = find_inputs([str(folder)]).items
-    places = first_twins(items, Prompts(Template(template)), lambda item: content_hash(item.path))
-    assert sum(place != i for i, place in enumerate(places)) == n_twins
+    places = first_duplicates(items, Prompts(Template(template)), lambda item: content_hash(item.path))
+    assert sum(place != i for i, place in enumerate(places)) == n_duplicates
 
 
 class Here(RayRunner):
-    """What actors would do, done here: a caption made of the content."""
+    """Captions made of the content, here in place of actors."""
 
     def _blocks(self, ray: Any, todo: Sequence[Item]) -> Iterator[list[tuple[int, str]]]:
         handed_out.extend(Path(item.path).name for item in todo)

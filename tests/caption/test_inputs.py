@@ -89,7 +89,7 @@ def test_a_circle_of_links_ends(photos: Path) -> None:
 
 
 def test_what_may_not_be_looked_at_stops_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a folder without the right to enter it; its record will say so."""
+    """A file in a folder without the right to enter it; its record will say so."""
     is_dir = Path.is_dir
 
     def forbidden(path: Path) -> bool:

@@ -154,7 +154,7 @@ def test_a_folder_that_takes_no_text_files_stops_nothing(
 def test_a_text_file_never_takes_the_place_of_its_picture(
     tmp_path: Path,
 ) -> None:
-    """Where a picture has the suffix of text files, and was named itself."""
+    """A picture with the suffix of text files, named itself."""
     picture = write_pictures(tmp_path / "in", 1)[0].rename(tmp_path / "in" / "a.txt")
     before = picture.read_bytes()
     (record,) = run(picture, None, "overwrite", sidecar=True)

@@ -1,4 +1,4 @@
-"""Which picture a text speaks of."""
+"""Mentions of pictures in texts."""
 
 from __future__ import annotations
 
