@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -219,3 +221,41 @@ def test_progress_of_conversion(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(Odd):
         convert(tiny_checkpoint, tmp_path, "q8_0", "q8_0", progress=Failing(4))
     assert not list(tmp_path.iterdir())
+
+
+def callbacks_made(source: str) -> list[tuple[int, bool]]:
+    """Line of every C callback that a source makes of a Python function, and whether a guard wraps that.
+
+    A callback's type is one by name (`ggml.EvalCallback`, `llama.llama_log_callback`) or is made on the spot
+    (`CFUNCTYPE(…)(…)`, which is no callback if it is given an address).
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        kind, given = node.func, node.args[0]
+        name = kind.attr if isinstance(kind, ast.Attribute) else getattr(kind, "id", "")
+        on_the_spot = isinstance(kind, ast.Call) and ast.unparse(kind.func).endswith("FUNCTYPE")
+        by_name = name.endswith(("Callback", "_callback")) and not re.match("(.*_)?set_|eval_|_as_", name)
+        if not (on_the_spot or by_name) or (isinstance(given, ast.Name) and given.id == "address"):
+            continue
+        wrapped = isinstance(given, ast.Call) and ast.unparse(given.func).endswith(".wrap")
+        found.append((node.lineno, wrapped))
+    return found
+
+
+def test_every_callback_of_c_is_wrapped_by_a_guard() -> None:
+    root = Path(__file__).parents[2]
+    made = {
+        f"{path.relative_to(root)}:{line}": wrapped
+        for folder in ("runtime", "convert", "cli", "models")
+        for path in (root / folder).rglob("*.py")
+        for line, wrapped in callbacks_made(path.read_text(encoding="utf-8"))
+    }
+    assert {place.partition(":")[0] for place in made} == {
+        "runtime/ggml/scheduler.py",
+        "runtime/llama/binding.py",
+        "runtime/llama/model.py",
+    }
+    assert [place for place, wrapped in made.items() if not wrapped] == []
+    assert callbacks_made("c.llama_log_callback(log)\nCFUNCTYPE(None)(lambda: 0)") == [(1, False), (2, False)]
