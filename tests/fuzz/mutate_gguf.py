@@ -211,6 +211,8 @@ def any_value(rng: Random, kind: int) -> tuple[int, bytes]:
 def change_dimension(parts: GGUFParts, rng: Random) -> None:
     """Replace a size in all shapes and in all metadata that has it, and lay the data out anew."""
     sizes = {d for part in parts.tensors for d in part.shape if d > 1}
+    if not sizes:
+        return
     old = rng.choice(sorted(sizes))
     new = rng.choice((1, 2, 3, 4, 8, 31, 32, 64, 96, 256, 257, old - 1, old + 1, old + 32, old * 2, old // 2))
     everywhere = rng.random() < 0.8
