@@ -56,6 +56,9 @@ class Layers(Protocol):
     ) -> Tensor:
         """W x + b, an activation or a residual after it if asked, as the linear layer `then` wants it."""
 
+    def common(self, *names: str) -> str:
+        """The first of linear layers that take one input in one format; "" if their formats differ."""
+
     def gated(self, g: Graph, x: Tensor, gate: str, up: str, then: str) -> Tensor:
         """silu(W_gate x + b) · (W_up x + b), SwiGLU, as the linear layer `then` wants it."""
 
@@ -96,6 +99,9 @@ class Exact:
         then: str = "",
     ) -> Tensor:
         return _linear(g, self.weights, x, name, act, residual)
+
+    def common(self, *names: str) -> str:
+        return names[0]
 
     def gated(self, g: Graph, x: Tensor, gate: str, up: str, then: str) -> Tensor:
         return self.linear(g, x, gate, act="silu") * self.linear(g, x, up)
@@ -143,6 +149,9 @@ class Fast:
         if self._format(name) is Format.F32:
             return _linear(g, self.weights, x, name, act, residual)
         return self._multiply(g, x, name, act, residual, _ADD, then)
+
+    def common(self, *names: str) -> str:
+        return names[0] if len({self._format(name) for name in names}) == 1 else ""
 
     def gated(self, g: Graph, x: Tensor, gate: str, up: str, then: str) -> Tensor:
         if Format.F32 in (self._format(gate), self._format(up)):

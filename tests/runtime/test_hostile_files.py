@@ -7,10 +7,12 @@ import os
 import shutil
 import struct
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz.gguf_parts import GGUFParts
 from support.families import write_family
 from support.gguf_edit import edit
 
@@ -25,6 +27,7 @@ from qvl.runtime.files import parse_json
 from qvl.runtime.ggml.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from qvl.runtime.grammar.schema import schema_to_grammar
 from qvl.runtime.llama.sampler import Sampler, Sampling
+from qvl.runtime.vision.encoder import VisionEncoder
 from qvl.runtime.vision.image import open_picture
 
 DEEP = "[" * 2000 + "]" * 2000
@@ -120,8 +123,6 @@ def test_deepstack_features_of_the_last_layer(tmp_path: Path, family: str) -> No
 
 
 def test_patches_that_the_encoder_does_not_take(tiny_model: Converted, tmp_path: Path) -> None:
-    from qvl.runtime.vision.encoder import VisionEncoder
-
     path = edit(tiny_model.mmproj, tmp_path / "m.gguf", metadata={"qvl.vision.temporal_patch_size": 7})
     with pytest.raises(GGUFError, match=r"m\.gguf"):
         VisionEncoder(path, device="cpu").encode([np.zeros((56, 56, 3), np.uint8)])
@@ -176,3 +177,29 @@ def test_a_schema_of_more_items_than_a_grammar_counts(most: int) -> None:
         for schema in ({"maxItems": most}, {"minItems": 1000, "maxItems": most}):
             grammar = schema_to_grammar({"type": "array", "items": {"type": "integer"}, **schema})
             Sampler(model.text.vocab, Sampling(), grammar).close()
+
+
+def test_gate_and_up_of_different_types(tmp_path: Path) -> None:
+    """Our kernels take the activations of one layer in one format, and the norm before both makes one."""
+    checkpoint = write_family(tmp_path / "c", "qwen2_5_vl")
+    whole, quantized = (
+        GGUFParts(convert(checkpoint, tmp_path / kind, "q8_0", kind).mmproj.read_bytes())
+        for kind in ("f16", "q8_0")
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (112, 140, 3), np.uint8)
+    for swapped in ("ffn_gate", "ffn_up"):
+        mixed = quantized.copy()
+        others = {part.name: part for part in whole.tensors}
+        mixed.tensors = [
+            others[part.name] if part.name.endswith(f"{swapped}.weight".encode()) else part
+            for part in mixed.tensors
+        ]
+        mixed.lay_out()
+        path = tmp_path / f"{swapped}.gguf"
+        path.write_bytes(mixed.pack())
+        found = []
+        for precision in ("exact", "auto"):
+            with closing(VisionEncoder(path, device="cpu", precision=precision)) as encoder:  # type: ignore[arg-type]
+                found.append(encoder.encode([picture])[0].embeddings)
+        exact, fast = found
+        assert np.linalg.norm(fast - exact) < 0.03 * np.linalg.norm(exact)

@@ -247,8 +247,9 @@ def build(config: VisionConfig, weights: Weights, grids: Sequence[Grid], layers:
         return layers.linear(g, seen, f"{block}attn_out", residual=x)
 
     def mlp(x: Tensor, block: str) -> Tensor:
-        h = layers.rms_norm(g, x, f"{block}ln2", config.eps, then=f"{block}ffn_up")
-        h = layers.gated(g, h, f"{block}ffn_gate", f"{block}ffn_up", then=f"{block}ffn_down")
+        gate, up = f"{block}ffn_gate", f"{block}ffn_up"
+        h = layers.rms_norm(g, x, f"{block}ln2", config.eps, then=layers.common(up, gate))
+        h = layers.gated(g, h, gate, up, then=f"{block}ffn_down")
         return layers.linear(g, h, f"{block}ffn_down", residual=x)
 
     x = g.weight(weights[PATCH_KERNELS[0]]) @ ends[PIXELS]
