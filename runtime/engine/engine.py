@@ -147,9 +147,9 @@ class Engine(Unpicklable):
                 return []
             self._follow()
             self._admit()
-            encoding = not self._decoding.postponed and self._encode()
-            if self._interleave or not encoding:
-                self._decode(lambda: pressed() or cancelled(), encoded=encoding)
+            encoded = not self._decoding.postponed and self._encode()
+            if self._interleave or self._encoding.share is None:
+                self._decode(lambda: pressed() or cancelled(), encoded=encoded)
             ended, self._ended = self._ended, []
             return ended
 
@@ -238,7 +238,7 @@ class Engine(Unpicklable):
     # pictures --------------------------------------------------------------------------------------
 
     def _encode(self) -> bool:
-        """Encode some of the pictures that are needed; False when there are none."""
+        """Encode some of the pictures that are needed; False where that took no time."""
         wanted: dict[Job, list[VisionUnit]] = {}
         for slot in self._slots.reading:
             units = [unit for unit in slot.queue if isinstance(unit, VisionUnit)]
@@ -248,7 +248,7 @@ class Engine(Unpicklable):
         self.seconds["encode"] += seconds
         for job, error in failed:
             self._end(job, error)
-        return self._encoding.share is not None
+        return seconds > 0
 
     def _forget_vectors(self) -> None:
         self._encoding.keep(unit for slot in self._slots.busy for unit in slot.queue)
