@@ -69,6 +69,8 @@ async def collect(generation: Generation, request: Request, route: str, state: S
         deltas = reading.result()
         outcome = "done"
         return deltas
+    except asyncio.CancelledError:  # uvicorn's patience has ended
+        raise ApiError(503, "the server is stopping", code="stopping") from None
     finally:
         for task in (reading, leaving):
             task.cancel()
