@@ -102,6 +102,8 @@ def sizes_of(schema: Mapping[str, Any], of: str, path: str, largest: int) -> tup
     for value in (least, 0 if most is None else most):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise InputError(f"the JSON schema has {value!r} for {of} at {path}, expected a whole number")
-    if least > largest or (most is not None and most < least):
-        raise InputError(f"the JSON schema wants {least} to {most} {of} at {path}")
+    if most is not None and most < least:
+        raise InputError(f"the JSON schema has min{of} {least} over max{of} {most} at {path}")
+    if least > largest:
+        raise InputError(f"the JSON schema has min{of} {least} at {path}, expected at most {largest}")
     return least, most
