@@ -252,6 +252,8 @@ def change_layers(parts: GGUFParts, rng: Random) -> None:
 
 def change_type(parts: GGUFParts, rng: Random) -> None:
     """Another type of one tensor or of all matrices, with data to match."""
+    if not parts.tensors:
+        return
     kind = rng.choice(sorted(BLOCKS))
     chosen = (
         [rng.choice(parts.tensors)] if rng.random() < 0.5 else [t for t in parts.tensors if len(t.shape) > 1]
