@@ -10,10 +10,10 @@ one process, on the same files and a new picture each round; ratios are of media
 time stays in the JSON as it was, so that a long run can be made in parts (`--sections`, `--sizes`, `--only`):
 keep those whose ratio counts in one part.
 
-A lower level is measured on a better processor by holding everybody to it: QVL_NATIVE=avx2 for ours,
-LLAMA_CPP_LIB_PATH with a build of llama.cpp for AVX2 alone (GGML_NATIVE=OFF, GGML_AVX2=ON, GGML_FMA=ON,
-GGML_F16C=ON), and for torch ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2.
-Say so with `--title`.
+A lower level is measured on a better processor by holding everybody to it: QVL_NATIVE=avx2 for ours; for
+llama.cpp a copy of the llama_cpp package, first on PYTHONPATH, with libraries built for AVX2 alone
+(GGML_NATIVE=OFF, GGML_AVX2=ON, GGML_FMA=ON, GGML_F16C=ON); for torch ONEDNN_MAX_CPU_ISA=AVX2,
+ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2. Say so with `--title`.
 
 transformers takes part where torch is installed.
 """
