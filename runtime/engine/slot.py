@@ -113,11 +113,14 @@ class Slots:
         self._context.remove(slot.sequence, slot.position)
 
     def _bequeath(self, slot: Slot) -> None:
-        """Cells that others share with a slot which no longer holds them belong to one of the others."""
+        """Cells that others share with a slot which no longer holds them belong to one of the others.
+
+        To the one that holds most of them: those that wait for a copy hold none yet.
+        """
         cells = slot.n_cells
         heirs = [other for other in self.all if other.source is slot and other.shared > cells]
         if heirs:
-            heir = max(heirs, key=lambda other: other.shared)
+            heir = max(heirs, key=lambda other: (min(other.n_cells, other.shared), other.shared))
             before = heir.shared
             if slot.shared > cells:
                 heir.source, heir.shared = slot.source, min(before, slot.shared)
@@ -132,7 +135,8 @@ class Slots:
 
     def copy(self, source: Slot, target: Slot, keep: int) -> None:
         """Let a slot begin with the first units of another. The cells are shared, so it takes no room."""
-        self.cut(target, 0)
+        if target.n_cells:  # an empty one may have promised cells to its siblings
+            self.cut(target, 0)
         self._context.copy(source.sequence, target.sequence)
         target.units = source.units[:keep]
         target.n_cells, target.position = n_cells(target.units), n_positions(target.units)

@@ -121,3 +121,30 @@ def test_a_prefix_is_reused(can_cut: bool) -> None:
     machine.submit([1, 2, 9], 1, 1)
     assert len(machine.jobs[2][0].queue) == (1 if can_cut else 3)
     machine.check()
+
+
+def test_siblings_keep_what_is_promised_while_the_first_follows_a_leader() -> None:
+    machine = Machine(4, can_cut=True)
+    machine.submit([1, 3, 2, 2, 2, 2, 2], 2, 1)
+    machine.submit([1, 1, 1, 4, 4, 3, 4, 2, 2, 2, 2, 2, 2], 2, 5)
+    _, sibling = machine.jobs[1]
+    before = sibling.committed
+    machine.step(0)
+    machine.step(1)  # the first copies what both prompts begin with
+    assert machine.jobs[1][0].n_cells == 1
+    assert sibling.committed == before
+    machine.check()
+
+
+def test_cells_of_a_cleared_slot_go_to_one_that_holds_them() -> None:
+    """Not to one that still waits for more of them."""
+    machine = Machine(5, can_cut=True)
+    machine.submit([1] * 8 + [2], 1, 1)
+    machine.step(0)
+    machine.submit([1] * 6 + [4], 1, 1)  # waits for the six
+    machine.step(0)
+    machine.end(0)
+    machine.submit([1, 3], 1, 1)  # a copy of one
+    [first] = [slot for slot in machine.slots.free if slot.units]
+    machine.slots.cut(first, 0)
+    machine.check()
