@@ -145,8 +145,16 @@ def test_an_unknown_type_names_the_known(
     assert "q4_k_m" in capsys.readouterr().err
 
 
+AT_ONCE = """
+from qvl.cli import __main__, output
+begin = output.Bar.__init__
+output.Bar.__init__ = lambda self, label, unit, delay: begin(self, label, unit, 0 if delay < 1 else delay)
+__main__.main()
+"""
+
+
 def test_convert_shows_a_bar_on_a_terminal_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    args = [*QVL, "convert", str(tiny_checkpoint), "-o", str(tmp_path), "--force"]
+    args = [sys.executable, "-c", AT_ONCE, "convert", str(tiny_checkpoint), "-o", str(tmp_path), "--force"]
     with Terminal(args) as terminal:
         assert terminal.exit_code() == 0
         assert re.search(r"MB|kB|bytes", terminal.text)

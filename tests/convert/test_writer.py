@@ -236,6 +236,6 @@ def test_unknown_types_are_refused_first(tmp_path: Path, options: dict[str, obje
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "a\0b"])
 def test_a_name_with_a_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="cannot be a file's name"):
+    with pytest.raises(InputError, match=r"cannot be a file's name|name holds a NUL character"):
         convert(tiny_checkpoint, tmp_path / "out", name=name)
     assert not (tmp_path / "out").exists()
