@@ -182,7 +182,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def processor(args: argparse.Namespace) -> str:
-    """What the results hold for: the processor, and the level of kernels that it runs or is held to."""
+    """Conditions of the results: the processor, and the level of kernels that it runs or is held to."""
     machine = describe_machine()
     return f"{machine.cpu}, {args.title or machine.native or 'no kernels of ours'}"
 

@@ -81,11 +81,6 @@ class Mapped:
     def n_elements(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def is_experts(self) -> bool:
-        """True for a stack of matrices, one for each expert."""
-        return len(self.shape) == 3
-
 
 def chunks(view: Array, size: int, *, apart: bool = False) -> Iterator[tuple[int, Array]]:
     """Cut an array into parts of whole rows with about `size` elements, without copying.

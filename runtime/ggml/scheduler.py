@@ -107,7 +107,7 @@ class GraphRunner:
         self._capacity = graph.max_nodes
 
     def is_placed(self, graph: Graph) -> bool:
-        """Whether a graph's nodes are in memory; once another took its place, it has to be built anew."""
+        """True if a graph's nodes are in memory; once another took its place, it has to be built anew."""
         return self._ready is graph
 
     def prepare(self, graph: Graph) -> None:

@@ -45,7 +45,7 @@ class Budget:
 
 
 class Turn:
-    """What one picture holds of a budget, until the end of the block."""
+    """A share of the budget, held by one picture until the end of the block."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget

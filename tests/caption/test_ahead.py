@@ -1,4 +1,4 @@
-"""What is prepared ahead of its use is bounded in number and in bytes."""
+"""Preparation ahead of use is bounded in number and in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each kind, what writes a case and what qvl does with it.
+"""Kinds of fuzzed input: for each, a writer of cases and the use that qvl makes of them.
 
 A target may end well, or with a QvlError whose message names the file. Anything else is a finding.
 """

@@ -1,4 +1,4 @@
-"""What people and programs send: conversations, schemas, sessions, and HTTP requests to the server."""
+"""Mutated input of people and programs: conversations, schemas, sessions, and HTTP requests to the server."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def use_http(path: Path) -> None:
 
 
 def _exchange(sent: bytes, patience: float) -> bytes:
-    """What the server sends until it closes, or nothing for so long."""
+    """Read from the server until it closes, or sends nothing for so long."""
     received = bytearray()
     with contextlib.suppress(ConnectionError), socket.create_connection(address()) as connection:
         connection.sendall(sent)
