@@ -220,19 +220,46 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
+def refuse_new_files(monkeypatch: pytest.MonkeyPatch, folder: Path, code: int) -> None:
+    """Act like a read-only folder or a full disk, also for root, whom permissions do not bind."""
+    real = os.open
+
+    def refuse(path: str, flags: int, *rest: int, **more: int) -> int:
+        if flags & os.O_CREAT and str(folder) in os.fspath(path):
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_conversion_into_a_read_only_folder(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse_new_files(monkeypatch, tmp_path, code)
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        convert(tiny_checkpoint, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_cache_in_a_read_only_folder_is_slow_and_not_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    cache = EmbeddingCache(tmp_path, memory_bytes=0)
+    refuse_new_files(monkeypatch, tmp_path, code)
+    cache.put("ab" * 32, Made())
+    assert cache.get("ab" * 32) is None
+    assert listing(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_folder_in_which_nothing_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
 ) -> None:
-    real = os.open
-
-    def refuse(path: str, flags: int, *rest: int, **more: int) -> int:
-        if flags & os.O_CREAT and str(tmp_path) in os.fspath(path):
-            raise OSError(code, os.strerror(code), os.fspath(path))
-        return real(path, flags, *rest, **more)
-
-    monkeypatch.setattr(os, "open", refuse)
+    refuse_new_files(monkeypatch, tmp_path, code)
     said = "the disk is full" if code == errno.ENOSPC else "cannot be written"
     with pytest.raises(OutputError, match=said) as caught:
         WRITERS[name](tmp_path)
