@@ -37,7 +37,7 @@ def build(options: ServeOptions) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
         if state.worker is not None:
-            state.worker.close(PATIENCE)
+            state.worker.close(0.0)  # uvicorn has waited for the requests by now
         state.uploads.close()
 
     app = FastAPI(title="qvl", docs_url=None, redoc_url=None, lifespan=life, description=__doc__)
