@@ -34,7 +34,7 @@ def unknown(word: str) -> tuple[str, str]:
 
 
 def usage_error(error: typer.TyperException, args: Sequence[str]) -> tuple[str, str]:
-    """Return what is wrong with a command line, and the hint where its options are listed."""
+    """Describe the error in a command line, and hint at the list of its options."""
     command = " ".join(["qvl", *(word for word in args[:1] if word in COMMANDS)])
     return _message(error, args), f"{command} --help lists what there is"
 

@@ -167,7 +167,7 @@ def _plan(path: Path, changed: int, preprocessor: Preprocessor, options: VideoOp
 
 
 def _price(found: Cost, *, brief: bool = False) -> str:
-    """Tokens and seconds; `brief` leaves out the seconds of what is small."""
+    """Tokens and seconds; `brief` leaves out the seconds of small pictures."""
     if found.seconds is None or (brief and found.tokens <= LOW_TOKENS):
         return f"{found.tokens} tokens"
     return f"{found.tokens} tokens, about {human_seconds(found.seconds)}"

@@ -115,7 +115,7 @@ def caption(
         max_pixels=max_pixels,
         image_detail=image_detail,
     )
-    # what is wrong with these raises before anything is made
+    # these raise before any file is made
     chosen.prompts(), chosen.grammar(), model.vision.preprocessor.with_pixels(min_pixels, max_pixels)
     check_choice("mode", mode, get_args(Mode))
     for name, value, most in (("parallel", parallel, MAX_PARALLEL), ("n_ctx", n_ctx, 1 << 22)):

@@ -1,4 +1,4 @@
-"""Size of a picture from its header, for what is decided before decoding: cost, bounds, places of boxes."""
+"""Size of a picture from its header, needed before decoding: for cost, bounds and places of boxes."""
 
 from __future__ import annotations
 

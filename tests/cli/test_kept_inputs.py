@@ -67,28 +67,20 @@ def test_captions(
         link(files[name], target)
     command = ["caption", f"@{files['a.txt']}", "-o", str(target), "--overwrite", "-t", "1", "-n", "1"]
     command += ["-m", str(files["text.gguf"]), "--mmproj", str(files["mmproj.gguf"])]
-    command += [
-        "--vars",
-        str(files["a.csv"]),
-        "--prompt-file",
-        str(files["a.md"]),
-        "--schema",
-        str(files["a.json"]),
-    ]
+    command += prompt_files(files)
     kept(files, lambda: run(command), lambda: capsys.readouterr().err)
+
+
+def prompt_files(files: Files) -> list[str]:
+    """Options that name every text file which a run of captions reads."""
+    named = {"--vars": "a.csv", "--prompt-file": "a.md", "--schema": "a.json"}
+    return [part for option, name in named.items() for part in (option, str(files[name]))]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".json", ".md"])
 def test_text_files_beside_pictures(files: Files, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["caption", f"@{files['a.txt']}", "--sidecar", suffix, "--overwrite", "-t", "1", "-n", "1"]
-    command += [
-        "--vars",
-        str(files["a.csv"]),
-        "--prompt-file",
-        str(files["a.md"]),
-        "--schema",
-        str(files["a.json"]),
-    ]
+    command += prompt_files(files)
     kept(files, lambda: run(command), lambda: capsys.readouterr().err)
 
 
